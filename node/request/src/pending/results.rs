@@ -98,9 +98,8 @@ impl<C: Call> PendingCalls<C> {
                 self.turned_away(now, id, Duration::ZERO);
             }
             Action::AwaitShard(pause) => self.turned_away(now, id, pause),
-            // The others go on, too: if the session keeps too many results, only an older write of the same shard makes room.
+            Action::Wait(pause) if self.probes(id) => self.probe_met_busy_node(now, id, pause),
             Action::Wait(pause) => {
-                self.probe_served(id);
                 let pause = self.busy.pause_at_least(now, pause);
                 self.delay(now + pause, id);
             }

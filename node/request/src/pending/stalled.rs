@@ -1,7 +1,8 @@
 //! The shards that aren't served at the moment, and the calls that wait for them.
 //!
 //! A shard that is being moved refuses each call. So only one call of the shard, the *probe*, is repeated, and the others wait
-//! for its result. A probe that is answered lets them all go on.
+//! for its result. A probe that is answered lets them all go on. A probe that a busy node refuses says nothing about the shard,
+//! so another call is the next probe.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -23,6 +24,8 @@ struct Stall {
     probe: Option<u64>,
     /// The other calls of the shard, in the order of their admission.
     waiting: BTreeSet<u64>,
+    /// The waiting calls that a busy node refused as probes. They ask again after all others have asked.
+    asked: BTreeSet<u64>,
     /// The text of the latest refusal, for calls that time out before they were sent.
     message: Option<String>,
 }
@@ -92,6 +95,7 @@ impl Stalls {
             due,
             probe: None,
             waiting: BTreeSet::new(),
+            asked: BTreeSet::new(),
             message: None,
         });
         stall.since = stall.since.min(since);
@@ -111,15 +115,25 @@ impl Stalls {
         stall.message.as_deref()
     }
 
+    /// Notes that a busy node refused the probe of the shard.
+    fn probe_met_busy_node(&mut self, shard: ShardId, id: u64) {
+        if let Some(stall) = self.shards.get_mut(&shard) {
+            stall.asked.insert(id);
+        }
+    }
+
     /// Returns the probe of the first shard that is due: the oldest call that `can_be_sent` says can be sent at once, otherwise the
-    /// oldest call.
+    /// oldest call. Calls that a busy node refused as probes come last.
     fn next_probe(&mut self, now: Time, can_be_sent: impl Fn(u64) -> bool) -> Option<u64> {
         let (_, shard) = self.due.first().copied().filter(|(at, _)| *at <= now)?;
         self.due.pop_first();
         let stall = self.shards.get_mut(&shard)?;
-        let mut waiting = stall.waiting.iter().copied();
-        let probe = waiting.find(|id| can_be_sent(*id));
-        let probe = probe.or_else(|| stall.waiting.first().copied())?;
+        if stall.waiting.is_subset(&stall.asked) {
+            stall.asked.clear();
+        }
+        let mut fresh = stall.waiting.difference(&stall.asked).copied();
+        let oldest = fresh.clone().next()?;
+        let probe = fresh.find(|id| can_be_sent(*id)).unwrap_or(oldest);
         self.waiting -= usize::from(stall.waiting.remove(&probe));
         stall.probe = Some(probe);
         Some(probe)
@@ -142,6 +156,7 @@ impl Stalls {
             return;
         };
         self.waiting -= usize::from(stall.waiting.remove(&id));
+        stall.asked.remove(&id);
         if stall.probe == Some(id) {
             stall.probe = None;
             stall.due = Time::ZERO;
@@ -212,6 +227,15 @@ impl<C: Call> PendingCalls<C> {
         let oldest = self.stalls.since(shard).map_or(since, |it| it.min(since));
         let pause = self.busy.pause_of(now.saturating_sub(oldest), asked);
         self.stalls.refused(shard, id, since, now + pause, message);
+    }
+
+    /// Lets the probe of a shard wait, because a node was too busy for it. Another call is the next probe: if the probe's session
+    /// keeps too many results, only an older write of the same shard makes room.
+    pub(super) fn probe_met_busy_node(&mut self, now: Time, id: u64, asked: Duration) {
+        if let Some(shard) = self.shard(id) {
+            self.stalls.probe_met_busy_node(shard, id);
+        }
+        self.turned_away(now, id, asked);
     }
 
     /// Lets a call wait that is about to be sent or named, if its shard is stalled. Returns true if it waits.

@@ -466,6 +466,34 @@ fn a_probe_that_gets_no_name_lets_one_in_doubt_ask() {
 }
 
 #[test]
+fn a_probe_that_a_busy_node_refuses_lets_one_other_ask() {
+    let mut it = Harness::with_session();
+    for _ in 0..4 {
+        it.put();
+    }
+    for (id, _) in it.send() {
+        it.refuse(id, not_ready(5));
+    }
+    let retry_after = Duration::from_millis(20);
+    let mut asked = Vec::new();
+    for _ in 0..6 {
+        let since = it.now;
+        it.now = it.calls.next_due().expect("a probe is due");
+        assert!(asked.is_empty() || it.now >= since + Duration::from_millis(15));
+        let probes = it.send();
+        assert_eq!(probes.len(), 1, "{probes:?}");
+        asked.push(probes[0].0);
+        it.refuse(probes[0].0, Refusal::Overloaded { retry_after });
+        assert!(it.send().is_empty(), "the others wait");
+    }
+    assert_eq!(asked, [1, 2, 3, 4, 1, 2], "each in its turn");
+    it.now = it.calls.next_due().expect("a probe is due");
+    let probe = it.send();
+    it.done(probe[0].0);
+    assert_eq!(it.send().len(), 3, "the shard is served");
+}
+
+#[test]
 fn a_probe_that_is_refused_for_its_session_keeps_no_older_write_back() {
     let mut it = Harness::with_session();
     it.put();
@@ -479,6 +507,7 @@ fn a_probe_that_is_refused_for_its_session_keeps_no_older_write_back() {
     // The shard keeps no more results of the session until the other write is answered.
     let retry_after = Duration::from_millis(5);
     it.refuse(1, Refusal::Overloaded { retry_after });
+    it.now = it.calls.next_due().expect("another probe is due");
     let sent: Vec<u64> = it.send().into_iter().map(|(id, _)| id).collect();
     assert_eq!(sent, [2]);
 }
