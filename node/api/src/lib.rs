@@ -1,5 +1,5 @@
-//! The public surface of `ShardKV`: the generated `shardkv.v1` types and services, and the few
-//! conversions that every user of them needs.
+//! The public surface of `ShardKV`: the generated `shardkv.v1` types and services, the few
+//! conversions that every user of them needs, and the generated types and services of etcd's API ([`etcd`]).
 //!
 //! No other crate compiles protobuf. Wire types stop at the edge: only the server and the client
 //! library use them.
@@ -15,6 +15,8 @@
 pub mod v1 {
     tonic::include_proto!("shardkv.v1");
 }
+
+pub mod etcd;
 
 mod client_id;
 mod config;
@@ -44,5 +46,5 @@ pub const GID_METADATA_KEY: &str = "shardkv-gid";
 /// have a group 1. Optional as [`GID_METADATA_KEY`].
 pub const CLUSTER_METADATA_KEY: &str = "shardkv-cluster";
 
-/// The encoded file descriptors, for server reflection.
+/// The encoded file descriptors of `shardkv.v1`, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
