@@ -54,6 +54,14 @@ impl Operation {
         out.finish()
     }
 
+    /// Returns the shard of an encoded operation, without decoding the rest.
+    pub fn shard_of(encoded: Bytes) -> Option<ShardId> {
+        let mut input = Reader::new(encoded);
+        let (version, _) = (input.byte("version").ok()?, input.byte("kind").ok()?);
+        let shard = input.number_u32("shard").ok()?;
+        (version == VERSION).then_some(ShardId(shard))
+    }
+
     /// Decodes the output of [`Operation::encode`]. Keys and values share the input's memory.
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);

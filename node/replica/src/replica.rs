@@ -550,4 +550,9 @@ impl<M: StateMachine> Replica<M> {
     pub fn machine(&self) -> &M {
         &self.machine
     }
+
+    /// Returns the state machine, for what it collects for its server. Its state changes only by the log.
+    pub fn machine_mut(&mut self) -> &mut M {
+        &mut self.machine
+    }
 }

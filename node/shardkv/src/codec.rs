@@ -9,7 +9,7 @@ use types::{DecodeError, Reader, Writer};
 
 use crate::encoding::{VERSION, known};
 use crate::upkeep::{EXPIRE, Expire};
-use crate::{Command, JournalStep, Step, Write, copy, journal};
+use crate::{Command, JournalStep, Step, Write, copy, journal, keyspaces};
 
 const PUT: u8 = 1;
 const APPEND: u8 = 2;
@@ -29,11 +29,16 @@ pub(crate) enum Operation {
     Journal(JournalStep),
     /// The upkeep of sessions and journals that nobody uses.
     Expire(Expire),
+    /// An encoded operation of a keyspace.
+    Keyspace(Bytes),
 }
 
 impl Operation {
-    /// Decodes the output of [`Command::encode`], [`Step::encode`] and the other two kinds.
+    /// Decodes the output of [`Command::encode`], [`Step::encode`] and the other kinds.
     pub(crate) fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        if let Some(operation) = keyspaces::operation_in(&input) {
+            return Ok(Self::Keyspace(operation));
+        }
         match input.get(1) {
             Some(&EXPIRE) => Expire::decode(input).map(Self::Expire),
             Some(kind) if (journal::FIRST_KIND..copy::FIRST_KIND).contains(kind) => {

@@ -163,6 +163,8 @@ pub enum Response {
     },
     /// A write took effect, now or when it was first applied.
     Written(Written),
+    /// An operation of a keyspace was applied, or the keyspace refused it.
+    Keyspace(Box<keyspace::Outcome>),
     /// The request was refused and changed nothing.
     Refused(KvError),
 }
@@ -289,6 +291,16 @@ pub enum KvError {
         /// The number of shards.
         shards: u32,
     },
+    /// A member of the group runs a version that doesn't know this operation.
+    #[error(
+        "the group is at feature level {level}, and this needs {needed}: upgrade all its nodes to one version, and retry"
+    )]
+    FeatureLevel {
+        /// The group's level.
+        level: u32,
+        /// The level that the operation needs.
+        needed: u32,
+    },
     /// The operation can't be decoded, or is a step that contradicts this group's ownership.
     #[error("malformed operation: {0}")]
     Malformed(String),
@@ -376,7 +388,8 @@ impl KvError {
             | Self::ShardNotReady { .. }
             | Self::ShardGone { .. }
             | Self::Journal { .. }
-            | Self::NoShard { .. } => false,
+            | Self::NoShard { .. }
+            | Self::FeatureLevel { .. } => false,
         }
     }
 }

@@ -98,6 +98,12 @@
 //! ([`read_part`]) on other threads than the replica's, because they need nothing but a state as of one commit. A page is
 //! linearizable if that commit is not older than the answer to a [`Query::Confirm`] that was asked for the page.
 //!
+//! # Keyspaces
+//!
+//! A shard may hold keyspaces, whose state machine is the crate `keyspace`. Their rows are in `Data`, too, in a range of the shard of its
+//! own. The module `keyspaces` has what this crate adds: the shard must be served, journals name the rows, and a server is told of
+//! the changes.
+//!
 //! # What it doesn't do
 //!
 //! The machine does no I/O except through the reader and the transaction that the replica passes in. It reads no clock and
@@ -118,6 +124,7 @@ mod execute;
 mod install;
 mod journal;
 mod keys;
+mod keyspaces;
 mod machine;
 pub mod mover;
 mod outcome;
@@ -148,6 +155,9 @@ pub use cursor::Cursor;
 pub use journal::{
     JOURNAL_TTL_MS, Journal, JournalLimits, JournalStep, Journals, MAX_GENERATIONS, MAX_JOURNALS,
     MAX_NAMED_BYTES, read_part,
+};
+pub use keyspaces::{
+    KEYSPACE_LEVEL, KeyspaceChange, KeyspaceChanges, encode_keyspace_operation, read_keyspaces,
 };
 pub use machine::ShardKv;
 pub use mover::MoverOptions;

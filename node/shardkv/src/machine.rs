@@ -19,12 +19,13 @@ use crate::codec::Operation;
 use crate::copy::store_part;
 use crate::execute::execute;
 use crate::journal::{Journals, Rows};
+use crate::keyspaces::{self, Collector};
 use crate::query::{Asked, check_bound, check_key};
 use crate::records::{self, each_pair};
 use crate::sessions::{Tables, bad_record};
 use crate::{
-    Chunk, Command, CopyStep, Genesis, JournalLimits, JournalStep, KvError, Next, Ownership, Part,
-    PartNext, Query, Response, ShardState, Step, keys,
+    Chunk, Command, CopyStep, Genesis, JournalLimits, JournalStep, KEYSPACE_LEVEL, KeyspaceChanges,
+    KvError, Next, Ownership, Part, PartNext, Query, Response, ShardState, Step, keys,
 };
 
 /// The sharded key-value store as a [`StateMachine`].
@@ -49,6 +50,7 @@ pub struct ShardKv {
     ownership: Arc<Ownership>,
     journals: Journals,
     journal_limits: JournalLimits,
+    keyspace_changes: Collector,
     bugs: Bugs,
 }
 
@@ -74,6 +76,19 @@ impl ShardKv {
             journal_limits,
             ..self
         }
+    }
+
+    /// Makes the machine collect the changes of keyspaces. The caller takes them after each batch
+    /// ([`ShardKv::take_keyspace_changes`]).
+    #[must_use]
+    pub fn collecting_keyspace_changes(mut self) -> Self {
+        self.keyspace_changes.start();
+        self
+    }
+
+    /// Returns the changes of keyspaces since the last call. Call it only after a commit, or they may be lost with it.
+    pub fn take_keyspace_changes(&mut self) -> KeyspaceChanges {
+        self.keyspace_changes.take()
     }
 
     /// Returns the parameters that the group was created with; `None` while the state is empty.
@@ -144,6 +159,7 @@ impl StateMachine for ShardKv {
     fn reload(&mut self, state: &dyn StateReader) -> Result<(), StoreError> {
         self.sessions = Tables::default();
         self.dirty.clear();
+        self.keyspace_changes.replace();
         self.genesis = Genesis::load(state)?;
         let Some(genesis) = self.genesis else {
             self.ownership = Arc::default();
@@ -175,6 +191,11 @@ impl StateMachine for ShardKv {
         if genesis.kind != GroupKind::Shards {
             return None;
         }
+        if let Some(operation) = keyspaces::operation_in(operation) {
+            let shard = keyspace::Operation::shard_of(operation)?;
+            let refusal = self.check_write(shard, genesis);
+            return refusal.err().map(Response::Refused);
+        }
         // The first bytes tell a write from a step.
         let command = Command::decode(operation.clone()).ok()?;
         let key = command.write.key();
@@ -200,6 +221,9 @@ impl StateMachine for ShardKv {
                     (Ok(()), JournalStep::Begin { shard, .. }) => self.begun(shard),
                     (Ok(()), _) => Response::Stepped,
                 });
+            }
+            Ok(Operation::Keyspace(operation)) => {
+                return self.apply_keyspace(at, operation, &genesis, state);
             }
             Ok(Operation::Expire(expire)) => {
                 self.expire(&expire, at, &genesis, state);
@@ -289,6 +313,15 @@ impl StateMachine for ShardKv {
     }
 }
 
+/// Refuses what some member of the group may not be able to apply.
+fn check_level(at: Applying) -> Result<(), KvError> {
+    let (level, needed) = (at.feature_level, KEYSPACE_LEVEL);
+    if level < needed {
+        return Err(KvError::FeatureLevel { level, needed });
+    }
+    Ok(())
+}
+
 impl ShardKv {
     /// Refuses a write to a shard that isn't served at this entry, although it may have been served when the write was
     /// proposed. A refused write is neither carried out nor remembered: its copy at the new owner is then the first.
@@ -305,6 +338,39 @@ impl ShardKv {
             return Ok(());
         }
         self.ownership.check_served(shard)
+    }
+
+    /// Applies an operation of a keyspace, if its shard is served at this entry.
+    fn apply_keyspace(
+        &mut self,
+        at: Applying,
+        operation: Bytes,
+        genesis: &Genesis,
+        state: &mut Transaction<'_>,
+    ) -> Result<Response, StoreError> {
+        if let Err(error) = check_level(at) {
+            return Ok(Response::Refused(error));
+        }
+        let Some(shard) = keyspace::Operation::shard_of(operation.clone()) else {
+            let why = "no operation of a keyspace".to_owned();
+            return Ok(Response::Refused(KvError::Malformed(why)));
+        };
+        let shards = genesis.shards;
+        if shard.0 >= shards {
+            return Ok(Response::Refused(KvError::NoShard { shard, shards }));
+        }
+        if let Err(error) = self.check_write(shard, genesis) {
+            return Ok(Response::Refused(error));
+        }
+        let applying = keyspace::Applying {
+            term: at.entry.term,
+            config: self.ownership.served_since(shard).unwrap_or_default(),
+            answer: at.awaited,
+        };
+        let mut rows = Rows::new(shard, &mut self.journals, state);
+        let outcome = keyspace::apply(operation, applying, &mut rows)?;
+        self.keyspace_changes.note(&outcome);
+        Ok(Response::Keyspace(Box::new(outcome)))
     }
 
     /// Applies a step of a move, if it is due.

@@ -145,6 +145,14 @@ impl Ownership {
         }
     }
 
+    /// Returns the configuration since which the shard is served here; `None` if it isn't.
+    pub fn served_since(&self, shard: ShardId) -> Option<ConfigNum> {
+        match self.state(shard) {
+            Some(ShardState::Serving { config }) => Some(*config),
+            _ => None,
+        }
+    }
+
     /// Returns the latest configuration up to which the group has completed every hand-off. Cheap for any number of shards.
     pub fn settled(&self) -> ConfigNum {
         let deletes = self.pending_deletes.keys().map(|(_, config)| *config).min();

@@ -84,7 +84,7 @@ pub fn read_count(
     asked.count(shard, after)
 }
 
-fn created(state: &dyn StateReader) -> Result<Genesis, StoreError> {
+pub(crate) fn created(state: &dyn StateReader) -> Result<Genesis, StoreError> {
     let damaged = || StoreError::Damaged("the state has no genesis record".to_owned());
     Genesis::load(state)?.ok_or_else(damaged)
 }

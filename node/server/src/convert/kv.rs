@@ -237,6 +237,8 @@ pub(crate) fn kv_error(error: &KvError) -> ErrorDetail {
         KvError::ValueTooLarge { size, limit } => errors::too_large("value", *size, *limit),
         KvError::SessionExpired => errors::session_expired(),
         KvError::SessionFromFuture { ahead_ms } => errors::session_from_future(*ahead_ms),
+        // The level rises once all members are upgraded.
+        KvError::FeatureLevel { .. } => errors::unavailable(error, 1_000),
         KvError::StaleSequence { .. } | KvError::BadSequence { .. } => {
             errors::bad_request("session.sequence", error)
         }

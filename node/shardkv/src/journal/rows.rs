@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use raft::StoreError;
-use replica::{Table, Transaction};
+use replica::{Bounds, Cursor, Order, PairReader, Table, Transaction};
 use types::{ClientId, LogTime, ShardId};
 
 use super::Journals;
@@ -65,6 +65,16 @@ impl<'a, 'state> Rows<'a, 'state> {
         }
     }
 
+    /// Sets a row of a keyspace of this shard. `stored` is its whole key in `Data`.
+    pub(crate) fn put_row(&mut self, stored: Bytes, value: Bytes) {
+        self.state.put(Table::Data, stored, value);
+    }
+
+    /// Removes a row of a keyspace of this shard. `stored` is its whole key in `Data`.
+    pub(crate) fn remove_row(&mut self, stored: Bytes) {
+        self.state.remove(Table::Data, stored);
+    }
+
     /// Names a session whose record the entry changes or removes. The record itself is written at the end of the batch.
     pub(crate) fn name_session(&mut self, client: ClientId) {
         if !self.journals.bugs.has(Bug::JournalNamesSessionsLate) {
@@ -74,6 +84,22 @@ impl<'a, 'state> Rows<'a, 'state> {
 
     fn name(&mut self, name: &Name<'_>) {
         self.journals.name(self.shard, name, self.state);
+    }
+}
+
+/// Reads the state with the changes of the batch.
+impl PairReader for Rows<'_, '_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.state.get(table, key)
+    }
+
+    fn cursor(
+        &self,
+        table: Table,
+        bounds: Bounds<'_>,
+        order: Order,
+    ) -> Result<Box<dyn Cursor + '_>, StoreError> {
+        self.state.cursor(table, bounds, order)
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Step {
 pub struct Replica {
     pub machine: ShardKv,
     pub state: MemoryState,
+    /// The group's feature level.
+    pub level: u32,
     bug: Option<Bug>,
 }
 
@@ -75,6 +77,7 @@ impl Replica {
         let mut replica = Self {
             machine: machine(bug),
             state,
+            level: 0,
             bug,
         };
         replica.restart();
@@ -97,7 +100,7 @@ impl Replica {
             let at = Applying {
                 entry: EntryId::new(Term(1), Index(step.index)),
                 time: LogTime(step.time),
-                feature_level: 0,
+                feature_level: self.level,
                 max_value_bytes: step.max_value_bytes,
                 awaited: true,
             };

@@ -7,6 +7,7 @@
 mod common;
 
 mod hand_off;
+mod keyspaces;
 mod queries;
 mod sessions;
 mod stage;
