@@ -10,6 +10,8 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 CARGO ?= cargo
+# The seeds of `make etcd-diff`: SEEDS, if it is given.
+ETCD_SEEDS := $(or $(SEEDS),0..20)
 # The simulator's seeds for `make sim`, and the fixed ones of `make test`.
 SEEDS ?= 0..1000
 TEST_SEEDS ?= 0..1000
@@ -72,7 +74,13 @@ test-api: deps ## Run the operator against a real API server and etcd (built the
 test-etcd: deps ## Compare keyspaces with a real etcd, every answer and event of HISTORIES=4 random histories (etcd is built the first time: a minute)
 	deploy/kube/build etcd
 	$(CARGO) build --release -p shardkv-keyspace --example history
-	@. deploy/kube/lib.sh && cd .ci/etcd && go run . "$$cache/bin/etcd" "$(abspath $(bin))/examples/history" "$(HISTORIES)" 3000
+	@. deploy/kube/lib.sh && cd .ci/etcd && go run ./histories "$$cache/bin/etcd" "$(abspath $(bin))/examples/history" "$(HISTORIES)" 3000
+	@. deploy/kube/lib.sh && cd .ci/etcd && ETCD="$$cache/bin/etcd" go test -count=1 ./...
+
+.PHONY: etcd-diff
+etcd-diff: ## Send the same random calls to two real etcds, and compare each answer, error and event (SEEDS=0..20: a minute)
+	deploy/kube/build etcd
+	@. deploy/kube/lib.sh && cd .ci/etcd && go run ./diff -etcd "$$cache/bin/etcd" -seeds "$(ETCD_SEEDS)"
 
 .PHONY: test-sim
 test-sim: ## Run the simulator's tests, the MIT 6.5840 scenarios and TEST_SEEDS=0..1000

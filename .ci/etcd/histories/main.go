@@ -1,7 +1,7 @@
-// Command etcd compares keyspaces with a real etcd: it sends random histories of calls to etcd's JSON gateway, each to a fresh
-// etcd, and compares every answer and event with what the keyspace answered.
+// Command histories compares the state machine of keyspaces with a real etcd: it sends random histories of calls to etcd's JSON
+// gateway, each to a fresh etcd, and compares every answer and event with what the keyspace answered.
 //
-//	go run . ETCD HISTORY SEEDS WRITES
+//	go run ./histories ETCD HISTORY SEEDS WRITES
 //
 // ETCD is etcd's program, HISTORY the example of node/keyspace that prints a history. Exits with 1 at the first history that
 // differs, and prints the command that prints it again.
@@ -13,7 +13,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,6 +20,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"shardkv.dev/ci/etcd/process"
 )
 
 // The most differences of a history that are printed.
@@ -30,24 +31,24 @@ var client = &http.Client{Timeout: 30 * time.Second}
 
 func main() {
 	if len(os.Args) != 5 {
-		fmt.Fprintln(os.Stderr, "usage: etcd ETCD HISTORY SEEDS WRITES")
+		fmt.Fprintln(os.Stderr, "usage: histories ETCD HISTORY SEEDS WRITES")
 		os.Exit(2)
 	}
 	seeds, err := strconv.Atoi(os.Args[3])
 	if err != nil || seeds < 1 {
-		fmt.Fprintf(os.Stderr, "etcd: SEEDS must be a positive whole number, not %q\n", os.Args[3])
+		fmt.Fprintf(os.Stderr, "histories: SEEDS must be a positive whole number, not %q\n", os.Args[3])
 		os.Exit(2)
 	}
 	total := 0
 	for seed := range seeds {
 		calls, err := compare(os.Args[1], os.Args[2], strconv.Itoa(seed), os.Args[4])
 		if err != nil {
-			fmt.Fprintf(os.Stderr, "etcd: history %d: %v\n  %s %d %s\n", seed, err, os.Args[2], seed, os.Args[4])
+			fmt.Fprintf(os.Stderr, "histories: history %d: %v\n  %s %d %s\n", seed, err, os.Args[2], seed, os.Args[4])
 			os.Exit(1)
 		}
 		total += calls
 	}
-	fmt.Printf("etcd: %d histories with %d calls, every answer and event equal\n", seeds, total)
+	fmt.Printf("histories: %d histories with %d calls, every answer and event equal\n", seeds, total)
 }
 
 // compare replays one history and returns the number of its calls.
@@ -56,11 +57,12 @@ func compare(program, history, seed, writes string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", history, err)
 	}
-	url, stop, err := start(program)
+	etcd, err := process.Etcd(program)
 	if err != nil {
 		return 0, err
 	}
-	defer stop()
+	defer etcd.Stop()
+	url := "http://" + etcd.Addresses[0]
 	calls, differences := 0, 0
 	scanner := bufio.NewScanner(bytes.NewReader(lines))
 	scanner.Buffer(nil, 64<<20)
@@ -96,54 +98,6 @@ func compare(program, history, seed, writes string) (int, error) {
 		return calls, fmt.Errorf("%d of %d answers differ", differences, calls)
 	}
 	return calls, nil
-}
-
-// start runs an etcd with an empty directory until the returned function is called.
-func start(program string) (string, func(), error) {
-	dir, err := os.MkdirTemp("", "shardkv-etcd-")
-	if err != nil {
-		return "", nil, err
-	}
-	client, peer := freeURL(), freeURL()
-	etcd := exec.Command(program, "--data-dir", dir, "--unsafe-no-fsync", "--log-level", "error",
-		"--listen-client-urls", client, "--advertise-client-urls", client,
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
-	etcd.Stderr = os.Stderr
-	if err := etcd.Start(); err != nil {
-		os.RemoveAll(dir)
-		return "", nil, err
-	}
-	stop := func() {
-		etcd.Process.Kill()
-		etcd.Wait()
-		os.RemoveAll(dir)
-	}
-	deadline := time.Now().Add(time.Minute)
-	for {
-		answer, err := http.Get(client + "/health")
-		if err == nil {
-			answer.Body.Close()
-			if answer.StatusCode == http.StatusOK {
-				return client, stop, nil
-			}
-		}
-		if time.Now().After(deadline) {
-			stop()
-			return "", nil, fmt.Errorf("etcd isn't healthy after a minute: %v", err)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-}
-
-// freeURL returns a URL with a port that was free a moment ago.
-func freeURL() string {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "etcd:", err)
-		os.Exit(1)
-	}
-	defer listener.Close()
-	return "http://" + listener.Addr().String()
 }
 
 // ask sends one call and returns etcd's answer. A watch answers as many events as ours.
