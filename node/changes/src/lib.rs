@@ -1,0 +1,35 @@
+//! What follows the changes of keyspaces: the watches of streams, and the timers of leases.
+//!
+//! # What it is
+//!
+//! A replica that applies an operation of a keyspace learns its effects ([`keyspace::Effect`]). This crate decides what becomes
+//! of them, and the server carries it out:
+//!
+//! - A [`Feed`] keeps the latest events of one keyspace, shared by all its watches.
+//! - [`Watches`] are the watches of one stream. They take batches from the feed, and pages of the past ([`read_page`]) where the
+//!   feed doesn't reach, and say which answer goes out next.
+//! - [`Timers`] are the leases of a leader: which lease expires when.
+//!
+//! # What it promises
+//!
+//! A watch gets each event of its span once, in order, and all events of one revision in one answer. A notice of progress with
+//! a revision comes after every event up to it. A lease doesn't expire before the term that its client was told.
+//!
+//! # What it doesn't do
+//!
+//! It has no clock, thread, lock or socket: times are milliseconds of the caller's clock. It doesn't know who leads or which
+//! shards are served; the caller says so.
+
+mod feed;
+mod leases;
+mod page;
+mod spans;
+mod stream;
+mod watch;
+
+pub use feed::{Batch, End, Feed, FeedLimits, Read};
+pub use leases::{Expiry, Remaining, Renewal, Timers};
+pub use page::{Page, PageLimits, read_page, read_previous};
+pub use spans::Spans;
+pub use stream::{Source, Step, Watches};
+pub use watch::{AUTO_ID, Create, NO_ID, Refused, Response};
