@@ -42,6 +42,7 @@ fn chunk(pairs: u32) -> Chunk {
         after: Cursor::default(),
         pairs: (0..pairs).map(pair).collect(),
         sessions: Vec::new(),
+        rows: Vec::new(),
         next: Next::Chunk(Cursor::Sessions(None)),
     }
 }

@@ -88,6 +88,14 @@ pub enum Bug {
     CopyIntoFencedRange,
     /// A write is carried out only on the replica where somebody waits for its answer.
     EffectsOnlyWhenAwaited,
+    /// A journal doesn't name rows of keyspaces.
+    JournalMissesRows,
+    /// The base of a copy, and a pull, have no rows of keyspaces.
+    CopyLeavesRowsOut,
+    /// The rows of keyspaces of a shard that goes stay.
+    ClearKeepsRows,
+    /// Rows of keyspaces are taken below the feature level that has them.
+    RowsTakenBelowLevel,
     /// A group that lost its disks counts only what it had settled as lost, not what it served beside a shard that was late.
     UnsettledLossUnseen,
 }
@@ -137,7 +145,7 @@ impl Bug {
     ];
 
     /// The bugs of journals.
-    pub const OF_JOURNALS: [Self; 10] = [
+    pub const OF_JOURNALS: [Self; 12] = [
         Self::JournalMissesFirstBatch,
         Self::JournalMissesDeletes,
         Self::JournalMissesRangeClears,
@@ -148,10 +156,12 @@ impl Bug {
         Self::JournalDropsEarly,
         Self::PageSkipsRow,
         Self::SnapshotWithoutJournal,
+        Self::JournalMissesRows,
+        Self::CopyLeavesRowsOut,
     ];
 
     /// The bugs of copies at the destination.
-    pub const OF_COPIES: [Self; 9] = [
+    pub const OF_COPIES: [Self; 11] = [
         Self::LatePartTaken,
         Self::OtherJournalsPartTaken,
         Self::EndedCopyUsed,
@@ -161,6 +171,8 @@ impl Bug {
         Self::AbsentSessionKept,
         Self::SessionsExpireInCopy,
         Self::CopyIntoFencedRange,
+        Self::ClearKeepsRows,
+        Self::RowsTakenBelowLevel,
     ];
 }
 

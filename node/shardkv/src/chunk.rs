@@ -2,6 +2,9 @@
 //!
 //! An encoded chunk begins with a version of its own and ends with a checksum over all before it. A chunk is read from one group's disk and
 //! crosses two networks into another group's log, where a flipped bit would be replicated faithfully.
+//!
+//! A chunk with rows of keyspaces has a version of its own, which older versions refuse. Others are encoded as ever, so that groups of
+//! different versions can move shards without keyspaces.
 
 use bytes::Bytes;
 use types::{ClientId, ConfigNum, DecodeError, Reader, ShardId, Writer};
@@ -11,6 +14,14 @@ use crate::encoding::{checked, known, with_checksum};
 use crate::{Cursor, SessionClock};
 
 const CHUNK_VERSION: u8 = 2;
+/// The version of a chunk with rows, or after some.
+const ROWS_VERSION: u8 = 3;
+
+/// The kinds of continuations.
+const CURSOR: u8 = 0;
+const DONE: u8 = 1;
+/// The cursor at the chunk's last row, whose key may be long.
+const AT_LAST_ROW: u8 = 2;
 
 /// Upper bounds of a chunk's bytes beside its pairs and records, and of each of those beside its contents.
 const OVERHEAD_BYTES: usize = 96;
@@ -30,6 +41,8 @@ pub struct Chunk {
     pub pairs: Vec<(Bytes, Bytes)>,
     /// Sessions' records, in order of the clients.
     pub sessions: Vec<(ClientId, Bytes)>,
+    /// Rows of keyspaces, with their keys after the shard, in key order. They follow the sessions.
+    pub rows: Vec<(Bytes, Bytes)>,
     /// The cursor after this chunk, or the end of the transfer.
     pub next: Next,
 }
@@ -53,9 +66,14 @@ impl Chunk {
     /// Encodes the chunk, with its checksum.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::with_capacity(self.encoded_bytes_at_most());
-        out.byte(CHUNK_VERSION)
-            .number(self.shard.0.into())
-            .number(self.config.0);
+        let has_rows = self.has_rows();
+        out.byte(if has_rows {
+            ROWS_VERSION
+        } else {
+            CHUNK_VERSION
+        })
+        .number(self.shard.0.into())
+        .number(self.config.0);
         encode_cursor(&mut out, &self.after);
         out.number(self.pairs.len() as u64);
         for (key, value) in &self.pairs {
@@ -66,13 +84,22 @@ impl Chunk {
             client.encode(&mut out);
             out.bytes(record);
         }
+        if has_rows {
+            out.number(self.rows.len() as u64);
+            for (key, value) in &self.rows {
+                out.bytes(key).bytes(value);
+            }
+        }
         match &self.next {
+            Next::Chunk(cursor) if last_row(&self.rows).as_ref() == Some(cursor) => {
+                out.byte(AT_LAST_ROW);
+            }
             Next::Chunk(cursor) => {
-                out.byte(0);
+                out.byte(CURSOR);
                 encode_cursor(&mut out, cursor);
             }
             Next::Done { clock, ttl_ms } => {
-                clock.encode(out.byte(1));
+                clock.encode(out.byte(DONE));
                 out.number(*ttl_ms);
             }
         }
@@ -82,7 +109,13 @@ impl Chunk {
     /// Decodes the output of [`Chunk::encode`]. Keys and values share the input's memory.
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(checked(input)?);
-        known("chunk version", input.byte("chunk version")?, CHUNK_VERSION)?;
+        let has_rows = match input.byte("chunk version")? {
+            ROWS_VERSION => true,
+            version => {
+                known("chunk version", version, CHUNK_VERSION)?;
+                false
+            }
+        };
         let shard = ShardId(input.number_u32("shard")?);
         let config = ConfigNum(input.number("configuration number")?);
         let after = decode_cursor(&mut input)?;
@@ -96,14 +129,12 @@ impl Chunk {
         for _ in 0..input.count("sessions")? {
             sessions.push((ClientId::decode(&mut input)?, input.bytes("session")?));
         }
-        let next = if input.flag("end of the shard")? {
-            Next::Done {
-                clock: SessionClock::decode(&mut input)?,
-                ttl_ms: input.number("time to live")?,
-            }
-        } else {
-            Next::Chunk(decode_cursor(&mut input)?)
-        };
+        let mut rows = Vec::new();
+        let count = if has_rows { input.count("rows")? } else { 0 };
+        for _ in 0..count {
+            rows.push((input.bytes("row")?, input.bytes("value")?));
+        }
+        let next = decode_next(&mut input, &rows)?;
         input.finish()?;
         Ok(Self {
             shard,
@@ -111,25 +142,55 @@ impl Chunk {
             after,
             pairs,
             sessions,
+            rows,
             next,
         })
     }
 
+    /// Returns true if the chunk has rows of keyspaces, or follows some.
+    pub(crate) fn has_rows(&self) -> bool {
+        let next = matches!(self.next, Next::Chunk(Cursor::Rows(_)));
+        next || !self.rows.is_empty() || matches!(self.after, Cursor::Rows(_))
+    }
+
     /// Returns the bytes of keys, values and session records.
     pub fn content_bytes(&self) -> u64 {
-        let pairs = self
-            .pairs
-            .iter()
-            .map(|(key, value)| key.len() + value.len());
+        let pairs = self.pairs.iter().chain(&self.rows);
+        let pairs = pairs.map(|(key, value)| key.len() + value.len());
         let sessions = self.sessions.iter().map(|(_, record)| record.len());
         (pairs.sum::<usize>() + sessions.sum::<usize>()) as u64
     }
 
     fn encoded_bytes_at_most(&self) -> usize {
         let content = usize::try_from(self.content_bytes()).unwrap_or(0);
-        let overhead = self.pairs.len() * PAIR_OVERHEAD_BYTES
+        let overhead = (self.pairs.len() + self.rows.len()) * PAIR_OVERHEAD_BYTES
             + self.sessions.len() * SESSION_OVERHEAD_BYTES
             + OVERHEAD_BYTES;
         content + overhead
     }
+}
+
+/// Returns the cursor at the last of these rows.
+fn last_row(rows: &[(Bytes, Bytes)]) -> Option<Cursor> {
+    rows.last().map(|(key, _)| Cursor::Rows(key.clone()))
+}
+
+fn decode_next(input: &mut Reader, rows: &[(Bytes, Bytes)]) -> Result<Next, DecodeError> {
+    Ok(match input.byte("end of the shard")? {
+        CURSOR => Next::Chunk(decode_cursor(input)?),
+        DONE => Next::Done {
+            clock: SessionClock::decode(input)?,
+            ttl_ms: input.number("time to live")?,
+        },
+        AT_LAST_ROW => {
+            let last = last_row(rows).ok_or(DecodeError::OutOfRange("end of the shard"))?;
+            Next::Chunk(last)
+        }
+        value => {
+            return Err(DecodeError::Unknown {
+                what: "end of the shard",
+                value: value.into(),
+            });
+        }
+    })
 }

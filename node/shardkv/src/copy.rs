@@ -240,6 +240,14 @@ pub(crate) fn store_part(
                     state.clear(Table::Data, from, to);
                 }
             }
+            RowChange::Row(key, Some(value)) => {
+                state.put(Table::Data, keys::row(shard, &key), value);
+            }
+            RowChange::Row(key, None) => state.remove(Table::Data, keys::row(shard, &key)),
+            RowChange::ClearRows(prefix) => {
+                let (from, to) = keys::rows_range(shard, &prefix);
+                state.clear(Table::Data, from, to);
+            }
         }
     }
     Ok(())

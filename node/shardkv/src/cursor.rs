@@ -14,6 +14,8 @@ pub enum Cursor {
     Data(Bytes),
     /// All data has arrived, and the sessions up to this one; `None` before the first.
     Sessions(Option<ClientId>),
+    /// All data and sessions have arrived, and the rows of keyspaces up to this one, by its key after the shard.
+    Rows(Bytes),
 }
 
 impl Default for Cursor {
@@ -58,6 +60,9 @@ pub(crate) fn encode_cursor(out: &mut Writer, cursor: &Cursor) {
             out.byte(1);
         }
         Cursor::Sessions(Some(client)) => client.encode(out.byte(2)),
+        Cursor::Rows(key) => {
+            out.byte(3).bytes(key);
+        }
     }
 }
 
@@ -67,6 +72,7 @@ pub(crate) fn decode_cursor(input: &mut Reader) -> Result<Cursor, DecodeError> {
         0 => Cursor::Data(input.bytes("cursor")?),
         1 => Cursor::Sessions(None),
         2 => Cursor::Sessions(Some(ClientId::decode(input)?)),
+        3 => Cursor::Rows(input.bytes("cursor")?),
         value => {
             return Err(DecodeError::Unknown {
                 what: "cursor",

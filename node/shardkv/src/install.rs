@@ -1,8 +1,10 @@
 //! The destination's half of a hand-off: checks a chunk before it is installed.
 
+use bytes::Bytes;
 use replica::session::SessionTable;
 use types::{ClientId, DecodeError, ShardId, shard_of};
 
+use crate::keys::MAX_ROW_KEY_BYTES;
 use crate::outcome::Outcome;
 use crate::{Chunk, Cursor, MAX_KEY_BYTES, Next};
 
@@ -19,6 +21,8 @@ pub(crate) enum ChunkError {
         client: ClientId,
         error: DecodeError,
     },
+    #[error("a chunk of {0} has a row of a keyspace whose key is empty or too long")]
+    WrongRow(ShardId),
     #[error("a chunk of {0} doesn't end at the cursor that it names as the next")]
     WrongEnd(ShardId),
 }
@@ -57,6 +61,17 @@ pub(crate) fn check_chunk(chunk: &Chunk, shards: u32) -> Result<(), ChunkError> 
             });
         }
     }
+    if !chunk.rows.is_empty() && last < Cursor::Rows(Bytes::new()) {
+        last = Cursor::Rows(Bytes::new());
+    }
+    for (key, _) in &chunk.rows {
+        check_row_key(key, *shard)?;
+        let cursor = Cursor::Rows(key.clone());
+        if cursor <= last {
+            return Err(ChunkError::OutOfOrder(*shard));
+        }
+        last = cursor;
+    }
     let Next::Chunk(next) = &chunk.next else {
         return Ok(());
     };
@@ -66,4 +81,10 @@ pub(crate) fn check_chunk(chunk: &Chunk, shards: u32) -> Result<(), ChunkError> 
     } else {
         Err(ChunkError::WrongEnd(*shard))
     }
+}
+
+/// Checks the key of a row of a keyspace, after the shard.
+pub(crate) fn check_row_key(key: &[u8], shard: ShardId) -> Result<(), ChunkError> {
+    let right = (1..=MAX_ROW_KEY_BYTES).contains(&key.len());
+    right.then_some(()).ok_or(ChunkError::WrongRow(shard))
 }

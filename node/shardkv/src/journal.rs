@@ -6,7 +6,7 @@
 //! the journal are entries of the source's log ([`JournalStep`]):
 //!
 //! 1. `Begin` starts a journal. Its id is the index of that entry. From there on, each entry that changes a row of the shard
-//!    (a pair or a session) also *names* the row in the journal's open *generation*.
+//!    (a pair, a session, or a row of a keyspace) also *names* the row in the journal's open *generation*.
 //! 2. The destination reads *base parts*: the rows in key order, as of any state at or after `Begin`. No common
 //!    snapshot is needed, because what changes later is named.
 //! 3. `Seal` closes the open generation and opens the next. The destination then reads the *pages* of the closed generation: for
@@ -33,7 +33,8 @@
 //! same commit at the latest, so a replica that has committed the seal has the record, too.
 //!
 //! A name is a blind put: whether it is there already is not looked up. A cleared range has one name, and its page says that
-//! the range is cleared and then lists its present rows.
+//! the range is cleared and then lists its present rows. A row of a keyspace with a very long key is named as such a range: all rows that
+//! begin with its key's first bytes.
 //!
 //! # End and bounds
 //!
@@ -58,7 +59,7 @@ use types::{ClientId, ConfigNum, LogTime, ShardId};
 
 pub(crate) use read::read;
 pub use read::read_part;
-pub(crate) use rows::{Name, Rows};
+pub(crate) use rows::{MAX_NAMED_ROW_BYTES, Name, Rows};
 pub(crate) use step::FIRST_KIND;
 pub use step::JournalStep;
 

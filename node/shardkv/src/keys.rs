@@ -13,14 +13,16 @@
 //! | `Meta` | `shardkv/configure` | the head of a step that is too large for one entry, while its parts arrive |
 //! | `Meta` | `shardkv/configure/`, index (u32, big-endian) | a part of it |
 //! | `Data` | shard (u32, big-endian), user's key | user's value |
+//! | `Data` | shard with the highest bit set (u32, big-endian), the rest | a row of a keyspace |
 //! | `Sessions` | shard (u32, big-endian), birth, nonce (u64 each, big-endian) | a session's record |
 //! | `Journal` | shard (u32, big-endian), generation (u64, big-endian), name of a change | empty |
 //!
-//! All that belongs to a shard has the shard's prefix, so a shard is a range that can be copied, counted
-//! and cleared as one. In `Meta`, names that start with `shardkv/` are this crate's.
+//! A shard's pairs, its keyspaces' rows and its sessions are three ranges, each with a prefix of its own, so that they can be copied and
+//! cleared as such. The rows stand after all pairs of all shards. What their keys and values mean, only the crate of keyspaces knows. In
+//! `Meta`, names that start with `shardkv/` are this crate's.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use types::{ClientId, ConfigNum, Gid, LogTime, ShardId};
+use types::{ClientId, ConfigNum, Gid, LogTime, MAX_SHARDS, ShardId};
 
 /// The key of the group's record, in `Meta`.
 pub(crate) const GROUP: &[u8] = b"shardkv/group";
@@ -42,6 +44,14 @@ pub(crate) const TARGETS: &[u8] = b"shardkv/target/";
 pub(crate) const CLOCKS: &[u8] = b"shardkv/clock/";
 
 const SHARD_BYTES: usize = 4;
+
+/// The bit of a stored key's shard number that tells a row of a keyspace from a user's pair.
+const ROWS: u32 = 1 << 31;
+const _: () = assert!(MAX_SHARDS < ROWS, "shard numbers leave the bit free");
+
+/// The longest key of a row, in bytes, without the shard: more than a user's key of the largest request takes, whose bytes may
+/// be doubled.
+pub(crate) const MAX_ROW_KEY_BYTES: usize = 4 << 20;
 const SESSION_BYTES: usize = SHARD_BYTES + 16;
 
 /// Returns the key of a part of a step, in `Meta`.
@@ -76,6 +86,48 @@ pub(crate) fn data_range(shard: ShardId, start: &[u8], end: &[u8]) -> (Bytes, By
 pub(crate) fn split_data(mut stored: Bytes) -> Option<(ShardId, Bytes)> {
     let shard = ShardId(stored.try_get_u32().ok()?);
     Some((shard, stored))
+}
+
+/// Returns the stored key of a row of a keyspace, in `Data`. `rest` is the key after the shard.
+pub(crate) fn row(shard: ShardId, rest: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(SHARD_BYTES + rest.len());
+    out.put_u32(shard.0 | ROWS);
+    out.put_slice(rest);
+    out.freeze()
+}
+
+/// Returns the first key of the range of a shard's rows, in `Data`. The range ends where the next shard's begins.
+pub(crate) fn rows_start(shard: ShardId) -> Bytes {
+    row(shard, &[])
+}
+
+/// Returns the range of the stored keys of a shard's rows whose rest begins with `prefix`.
+pub(crate) fn rows_range(shard: ShardId, prefix: &[u8]) -> (Bytes, Bytes) {
+    let mut end = prefix.to_vec();
+    while end.pop_if(|last| *last == u8::MAX).is_some() {}
+    let end = match end.last_mut() {
+        Some(last) => {
+            *last += 1;
+            row(shard, &end)
+        }
+        None => rows_start(ShardId(shard.0 + 1)),
+    };
+    (row(shard, prefix), end)
+}
+
+/// Splits a [`row`] into shard and rest, which shares its memory. `None` for a pair's key.
+pub(crate) fn split_row(stored: Bytes) -> Option<(ShardId, Bytes)> {
+    let (shard, rest) = split_data(stored)?;
+    Some((ShardId(shard.0.checked_sub(ROWS)?), rest))
+}
+
+/// Returns the ranges of a shard's pairs and of its rows, in `Data`.
+pub(crate) fn ranges(shard: ShardId) -> [(Bytes, Bytes); 2] {
+    let next = ShardId(shard.0.saturating_add(1));
+    [
+        (shard_start(shard), shard_start(next)),
+        (rows_start(shard), rows_start(next)),
+    ]
 }
 
 /// Returns the key of a session's record, in `Sessions`.
@@ -234,7 +286,46 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_is_one_range() {
+    fn rows_stand_after_all_pairs() {
+        let last = ShardId(MAX_SHARDS - 1);
+        assert!(data(last, &[0xff; 40]) < rows_start(ShardId(0)));
+        let key = row(last, b"\x01rest");
+        assert_eq!(
+            split_row(key.clone()),
+            Some((last, Bytes::from_static(b"\x01rest")))
+        );
+        assert_eq!(split_row(data(last, b"user")), None);
+        let [_, (start, end)] = ranges(last);
+        for key in [key, row(last, b""), row(last, &[0xff; 40])] {
+            assert!(start <= key && key < end);
+        }
+        let [_, (next, _)] = ranges(ShardId(MAX_SHARDS));
+        assert_eq!(end, next);
+        // The crate of keyspaces has the same range.
+        let theirs = keyspace::rows_of_shard(last);
+        assert_eq!(theirs, (start, std::ops::Bound::Excluded(end)));
+    }
+
+    #[test]
+    fn a_range_of_rows_has_just_those_with_its_prefix() {
+        let shard = ShardId(7);
+        let rests: [&[u8]; 6] = [b"", b"a", b"a\xff", b"a\xff\xff", b"a\xff\xffb", b"b"];
+        for prefix in [&b""[..], b"a", b"a\xff", b"a\xff\xff", b"\xff", b"\xff\xff"] {
+            let (start, end) = rows_range(shard, prefix);
+            for rest in rests
+                .into_iter()
+                .chain([&b"\xff"[..], b"\xff\xff", b"\xff\xff\x01"])
+            {
+                let key = row(shard, rest);
+                let inside = start <= key && key < end;
+                assert_eq!(inside, rest.starts_with(prefix), "{prefix:?} {rest:?}");
+            }
+            assert!(end <= rows_start(ShardId(8)));
+        }
+    }
+
+    #[test]
+    fn the_pairs_of_a_shard_are_one_range() {
         let shard = ShardId(255);
         let (start, end) = (shard_start(shard), shard_start(ShardId(256)));
         for key in [data(shard, b""), data(shard, &[0xff; 40])] {

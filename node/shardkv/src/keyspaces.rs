@@ -16,6 +16,10 @@ use crate::{KvError, query, records};
 
 /// The feature level from which on a group has keyspaces.
 pub const KEYSPACE_LEVEL: u32 = 2;
+const _: () = assert!(
+    KEYSPACE_LEVEL <= replica::FEATURE_LEVEL,
+    "this version has keyspaces"
+);
 
 /// The kind byte of an operation of a keyspace.
 pub(crate) const KIND: u8 = 96;

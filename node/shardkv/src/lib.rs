@@ -3,7 +3,7 @@
 //! # What it is
 //!
 //! [`ShardKv`] is a [`replica::StateMachine`]. Its state lives in four tables ([`replica::Table`])
-//! whose layout the module `keys` owns: users' pairs under their shard, the session records under their
+//! whose layout the module `keys` owns: users' pairs and the rows of keyspaces under their shard, the session records under their
 //! shard, the journals of shards that are copied, and facts: the [`Genesis`], which is written once when the group is created, and how each shard
 //! stands ([`Ownership`]). It is deterministic: equal logs give equal bytes, however entries are grouped into
 //! batches and however often a replica restarts.
@@ -31,8 +31,8 @@
 //!
 //! # The life of a shard
 //!
-//! All that belongs to a shard has the shard's prefix and sits in a table of its own, so a shard is two
-//! ranges, a table and a record. A configuration names each shard's *owner*, which serves it, and its *target*, which is to serve it.
+//! All that belongs to a shard has the shard's prefix, so a shard is a range of pairs, one of keyspaces' rows and one of sessions, a
+//! table and a record. A configuration names each shard's *owner*, which serves it, and its *target*, which is to serve it.
 //! The target copies the shard while the owner serves it, and becomes the owner by a cut, once the copy has caught up. All steps
 //! are entries of the groups' logs like writes:
 //!

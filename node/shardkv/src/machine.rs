@@ -34,7 +34,7 @@ use crate::{
 /// - `sessions` holds exactly the records of [`Table::Sessions`], and no empty table; each table has at most the horizon of
 ///   `clocks`;
 /// - `ownership`, `journals` and `clocks` are what the records of [`Table::Meta`] say;
-/// - an absent shard has neither data nor sessions, nor a clock;
+/// - an absent shard has neither data nor sessions nor rows of keyspaces, nor a clock;
 /// - `dirty` is empty.
 ///
 /// If a batch's commit fails, the caches are ahead of the state: nothing may be applied before
@@ -385,6 +385,10 @@ impl ShardKv {
             let why = format!("the shards of a {} group don't move", genesis.kind);
             return Ok(Response::Refused(KvError::Malformed(why)));
         }
+        let checks_level = step.has_rows() && !self.bugs.has(Bug::RowsTakenBelowLevel);
+        if let (true, Err(error)) = (checks_level, check_level(at)) {
+            return Ok(Response::Refused(error));
+        }
         match self.ownership.judge(&step, genesis, self.bugs) {
             Verdict::Due => {}
             Verdict::Idle => return Ok(Response::Stepped),
@@ -392,7 +396,7 @@ impl ShardKv {
         }
         let ownership = Arc::make_mut(&mut self.ownership);
         let changed = ownership.take(&step, at.time, self.bugs);
-        self.follow(&changed, at.time, genesis, state);
+        self.follow(&changed, at, genesis, state);
         self.take_clock(&step, at.time, genesis);
         match step {
             Step::Install(chunk) => self.install(chunk, state)?,
@@ -418,17 +422,17 @@ impl ShardKv {
     fn follow(
         &mut self,
         changed: &Changed,
-        time: LogTime,
+        at: Applying,
         genesis: &Genesis,
         state: &mut Transaction<'_>,
     ) {
         records::store(&self.ownership, changed, state);
         for shard in &changed.cleared {
-            self.clear(*shard, state);
+            self.clear(*shard, at.feature_level, state);
         }
         for shard in &changed.lost {
             // Writes of sessions that this group doesn't know may have been applied by the group that was forgotten.
-            let oldest = time.0.saturating_sub(genesis.session_ttl_ms);
+            let oldest = at.time.0.saturating_sub(genesis.session_ttl_ms);
             self.clocks.raise(*shard, LogTime(oldest));
         }
         self.journals.follow(changed, &self.ownership, state);
@@ -478,14 +482,22 @@ impl ShardKv {
             state.put(Table::Sessions, key, record.clone());
             self.sessions.load(shard, client, record)?;
         }
+        for (key, value) in chunk.rows {
+            state.put(Table::Data, keys::row(shard, &key), value);
+        }
         Ok(())
     }
 
-    /// Deletes all of a shard's data and sessions, including what this batch wrote.
-    fn clear(&mut self, shard: ShardId, state: &mut Transaction<'_>) {
+    /// Deletes all of a shard's data, sessions and rows of keyspaces, including what this batch wrote.
+    fn clear(&mut self, shard: ShardId, feature_level: u32, state: &mut Transaction<'_>) {
         for table in [Table::Data, Table::Sessions] {
             let end = keys::shard_start(ShardId(shard.0 + 1));
             state.clear(table, keys::shard_start(shard), end);
+        }
+        // Below the level there are no rows, and older members, with which this one compares digests, clear nothing more.
+        if feature_level >= KEYSPACE_LEVEL && !self.bugs.has(Bug::ClearKeepsRows) {
+            let [_, (start, end)] = keys::ranges(shard);
+            state.clear(Table::Data, start, end);
         }
         self.sessions.remove(shard);
         self.clocks.clear(shard);

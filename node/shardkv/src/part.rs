@@ -9,6 +9,7 @@ use types::{ClientId, ConfigNum, ShardId};
 
 pub(crate) use codec::{decode_copy_cursor, encode_copy_cursor};
 
+use crate::journal::Name;
 use crate::{Cursor, SessionClock, Target};
 
 /// Names a copy, and the journal that it follows.
@@ -111,7 +112,8 @@ pub struct Position {
 /// The part of a name that has arrived. The order is that of sending.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Upto {
-    /// Of a range: its clear, and its rows up to this user's key; the empty key is before the first.
+    /// Of a range: its clear, and its pairs up to this user's key or its rows up to this key after the shard; the empty key is before the
+    /// first.
     Row(Bytes),
     /// All.
     #[default]
@@ -147,6 +149,10 @@ pub enum RowChange {
         /// The first user's key after the range.
         end: Bytes,
     },
+    /// A row of a keyspace, by its key after the shard, has this value now, or is absent.
+    Row(Bytes, Option<Bytes>),
+    /// The rows of keyspaces whose keys after the shard begin with this are removed; those that exist follow.
+    ClearRows(Bytes),
 }
 
 /// The continuation after a part.
@@ -163,6 +169,36 @@ pub enum PartNext {
     },
 }
 
+impl Part {
+    /// Returns true if the part has rows of keyspaces, or follows some.
+    pub(crate) fn has_rows(&self) -> bool {
+        let next = match &self.next {
+            PartNext::At(cursor) => cursor.is_at_rows(),
+            PartNext::Done { .. } => false,
+        };
+        let mut changes = self.changes.iter();
+        let is_row = |change| matches!(change, &RowChange::Row(..) | &RowChange::ClearRows(_));
+        next || self.after.is_at_rows() || changes.any(is_row)
+    }
+
+    /// Returns the cursor at the part's last change, if that is a row of a keyspace and the cursor has its key.
+    fn at_last_row(&self) -> Option<CopyCursor> {
+        let Some(RowChange::Row(key, _)) = self.changes.last() else {
+            return None;
+        };
+        Some(match self.after {
+            CopyCursor::Base(_) => CopyCursor::Base(Cursor::Rows(key.clone())),
+            CopyCursor::Page { generation, .. } => CopyCursor::Page {
+                generation,
+                after: Position {
+                    name: Name::of_row(key).encode(),
+                    upto: Upto::Row(key.clone()),
+                },
+            },
+        })
+    }
+}
+
 impl Default for CopyCursor {
     fn default() -> Self {
         Self::Base(Cursor::default())
@@ -174,6 +210,16 @@ impl CopyCursor {
         Self::Page {
             generation,
             after: Position::default(),
+        }
+    }
+
+    fn is_at_rows(&self) -> bool {
+        match self {
+            Self::Base(cursor) => matches!(cursor, Cursor::Rows(_)),
+            Self::Page { after, .. } => {
+                let name = Name::decode(&after.name);
+                matches!(name, Some(Name::Row(_) | Name::Rows(_)))
+            }
         }
     }
 }

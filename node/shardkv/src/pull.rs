@@ -10,7 +10,7 @@ use types::{ClientId, ConfigNum, ShardId};
 use crate::bug::{Bug, Bugs};
 use crate::clocks::read_session_clock;
 use crate::ownership::Fence;
-use crate::{Chunk, Cursor, Genesis, KvError, MAX_SCAN_BYTES, Next, keys, records};
+use crate::{Chunk, Cursor, Genesis, KvError, MAX_SCAN_BYTES, Next, RowChange, keys, records};
 
 /// The most pairs, and the most session records, of a chunk.
 const MAX_CHUNK_PAIRS: usize = 16_384;
@@ -32,13 +32,17 @@ pub fn read_chunk(
 
 /// Estimates the bytes of a shard, from the same state as its chunks.
 pub fn estimate_shard(state: &dyn StateReader, shard: ShardId) -> Result<u64, StoreError> {
-    let (start, end) = (
-        keys::shard_start(shard),
-        keys::shard_start(ShardId(shard.0.saturating_add(1))),
-    );
+    let next = ShardId(shard.0.saturating_add(1));
+    let (start, end) = (keys::shard_start(shard), keys::shard_start(next));
+    let sessions = state.estimate_bytes(Table::Sessions, &start, &end)?;
+    Ok(estimate_data(state, shard)? + sessions)
+}
+
+/// Estimates the bytes of a shard's pairs and of its keyspaces' rows.
+pub(crate) fn estimate_data(state: &dyn StateReader, shard: ShardId) -> Result<u64, StoreError> {
     let mut bytes = 0;
-    for table in [Table::Data, Table::Sessions] {
-        bytes += state.estimate_bytes(table, &start, &end)?;
+    for (start, end) in keys::ranges(shard) {
+        bytes += state.estimate_bytes(Table::Data, &start, &end)?;
     }
     Ok(bytes)
 }
@@ -78,21 +82,20 @@ pub(crate) fn pull(
         after: after.clone(),
         pairs: cutter.pairs,
         sessions: cutter.sessions,
+        rows: cutter.rows,
         next,
     }))
 }
 
-/// Gathers a chunk: pairs, then session records, until `room` bytes are used up.
+/// Gathers a chunk: pairs, then session records, then rows of keyspaces, until `room` bytes are used up.
 pub(crate) struct Cutter<'a> {
     state: &'a dyn StateReader,
     shard: ShardId,
     room: usize,
     pairs: Vec<(Bytes, Bytes)>,
     sessions: Vec<(ClientId, Bytes)>,
+    rows: Vec<(Bytes, Bytes)>,
 }
-
-/// A chunk's pairs and session records.
-pub(crate) type Rows = (Vec<(Bytes, Bytes)>, Vec<(ClientId, Bytes)>);
 
 impl<'a> Cutter<'a> {
     pub(crate) fn new(state: &'a dyn StateReader, shard: ShardId, room: usize) -> Self {
@@ -102,12 +105,19 @@ impl<'a> Cutter<'a> {
             room,
             pairs: Vec::new(),
             sessions: Vec::new(),
+            rows: Vec::new(),
         }
     }
 
-    /// Returns the rows that were gathered.
-    pub(crate) fn into_rows(self) -> Rows {
-        (self.pairs, self.sessions)
+    /// Returns what was gathered as changes of a copy's base.
+    pub(crate) fn into_changes(self) -> Vec<RowChange> {
+        let pairs = self.pairs.into_iter();
+        let pairs = pairs.map(|(key, value)| RowChange::Pair(key, Some(value)));
+        let sessions = self.sessions.into_iter();
+        let sessions = sessions.map(|(client, record)| RowChange::Session(client, Some(record)));
+        let rows = self.rows.into_iter();
+        let rows = rows.map(|(key, value)| RowChange::Row(key, Some(value)));
+        pairs.chain(sessions).chain(rows).collect()
     }
 
     /// Returns the cursor at which the next chunk begins; `None` if this chunk is the last.
@@ -121,6 +131,7 @@ impl<'a> Cutter<'a> {
                 None
             }
             Cursor::Sessions(client) => *client,
+            Cursor::Rows(key) => return self.cut_rows(key),
         };
         if bugs.has(Bug::SessionsStayBehind) {
             return Ok(None);
@@ -131,14 +142,21 @@ impl<'a> Cutter<'a> {
             None => keys::shard_start(self.shard),
         };
         let from = Bound::Excluded(from.as_ref());
-        let (page, whole) = self.page(Table::Sessions, from, MAX_CHUNK_SESSIONS)?;
+        let end = keys::shard_start(ShardId(self.shard.0 + 1));
+        let (page, whole) = self.page(Table::Sessions, (from, &end), MAX_CHUNK_SESSIONS)?;
         for (stored, record) in page {
             let (_, client) = keys::split_session(&stored)
                 .ok_or_else(|| StoreError::Damaged("a session's key is malformed".to_owned()))?;
             self.sessions.push((client, record));
         }
-        let last = self.sessions.last().map(|(client, _)| *client);
-        Ok((!whole).then_some(Cursor::Sessions(last)))
+        if !whole {
+            let last = self.sessions.last().map(|(client, _)| *client);
+            return Ok(Some(Cursor::Sessions(last)));
+        }
+        if bugs.has(Bug::CopyLeavesRowsOut) {
+            return Ok(None);
+        }
+        self.cut_rows(&Bytes::new())
     }
 
     /// Returns true if the chunk now holds the shard's last pair.
@@ -146,7 +164,8 @@ impl<'a> Cutter<'a> {
         // No user's key is empty, so the start is excluded like any other.
         let from = keys::data(self.shard, after);
         let from = Bound::Excluded(from.as_ref());
-        let (page, whole) = self.page(Table::Data, from, MAX_CHUNK_PAIRS)?;
+        let end = keys::shard_start(ShardId(self.shard.0 + 1));
+        let (page, whole) = self.page(Table::Data, (from, &end), MAX_CHUNK_PAIRS)?;
         for (stored, value) in page {
             let (_, key) = keys::split_data(stored)
                 .ok_or_else(|| StoreError::Damaged("a key without a shard is stored".to_owned()))?;
@@ -155,14 +174,39 @@ impl<'a> Cutter<'a> {
         Ok(whole)
     }
 
+    /// Adds rows of keyspaces after a key. Returns the cursor after them, unless they are the last.
+    fn cut_rows(&mut self, after: &Bytes) -> Result<Option<Cursor>, StoreError> {
+        // The chunk has the key that it follows, too.
+        self.room = self.room.saturating_sub(after.len()).max(1);
+        // No row's key is empty, so the start is excluded like any other.
+        let from = keys::row(self.shard, after);
+        let end = keys::rows_start(ShardId(self.shard.0 + 1));
+        let room = self.room;
+        let range = (Bound::Excluded(from.as_ref()), &end);
+        let (mut page, whole) = self.page(Table::Data, range, MAX_CHUNK_PAIRS)?;
+        let is_first = self.pairs.is_empty() && self.sessions.is_empty();
+        drop_oversized(&mut page, room, is_first);
+        for (stored, value) in page {
+            let (_, key) = keys::split_row(stored).ok_or_else(no_row)?;
+            self.rows.push((key, value));
+        }
+        if whole {
+            return Ok(None);
+        }
+        let last = self.rows.last().map(|(key, _)| Cursor::Rows(key.clone()));
+        let sessions_end = || self.sessions.last().map(|(client, _)| *client);
+        Ok(Some(
+            last.unwrap_or_else(|| Cursor::Sessions(sessions_end())),
+        ))
+    }
+
     /// Reads the shard's next pairs and subtracts their bytes from `room`. The flag is true if they are the last.
     fn page(
         &mut self,
         table: Table,
-        from: Bound<&[u8]>,
+        (from, end): (Bound<&[u8]>, &Bytes),
         limit: usize,
     ) -> Result<(Vec<(Bytes, Bytes)>, bool), StoreError> {
-        let end = keys::shard_start(ShardId(self.shard.0 + 1));
         let bounds = (from, Bound::Excluded(end.as_ref()));
         let page = self.state.scan(table, bounds, limit, self.room)?;
         let sizes = page.iter().map(|(key, value)| key.len() + value.len());
@@ -171,6 +215,22 @@ impl<'a> Cutter<'a> {
         self.room = self.room.saturating_sub(bytes);
         Ok((page, whole))
     }
+}
+
+/// Drops the last of the rows if they have more bytes than `room`, so that a row with a very long key makes no chunk still larger. `alone`: one row
+/// stays, because the chunk has nothing else.
+pub(crate) fn drop_oversized(rows: &mut Vec<(Bytes, Bytes)>, room: usize, alone: bool) {
+    let bytes: usize = rows
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    if bytes > room && (rows.len() > 1 || !alone) {
+        rows.pop();
+    }
+}
+
+pub(crate) fn no_row() -> StoreError {
+    StoreError::Damaged("a key among the rows of keyspaces is malformed".to_owned())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use replica::{GroupKind, StateReader, Table};
 use types::{ShardId, ShardSet, shard_of};
 
 use crate::bug::{Bug, Bugs};
-use crate::pull::pull;
+use crate::pull::{estimate_data, pull};
 use crate::scan::{Range, scan};
 use crate::{
     Genesis, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Ownership, PageRequest, Query,
@@ -221,11 +221,7 @@ impl Asked<'_> {
             if let Err(error) = self.check_shard(shard) {
                 return Ok(Err(error));
             }
-            let (start, end) = (
-                keys::shard_start(shard),
-                keys::shard_start(ShardId(shard.0 + 1)),
-            );
-            sizes.push(self.state.estimate_bytes(Table::Data, &start, &end)?);
+            sizes.push(estimate_data(self.state, shard)?);
         }
         Ok(Ok(Response::Sizes(sizes)))
     }

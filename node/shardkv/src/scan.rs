@@ -159,8 +159,11 @@ impl Page<'_> {
 
     /// Returns the first shard from `shard` on that holds a pair.
     fn first_shard_from(&mut self, shard: ShardId) -> Result<Option<ShardId>, StoreError> {
-        let start = keys::shard_start(shard);
-        let bounds = (Bound::Included(start.as_ref()), Bound::Unbounded);
+        let (start, end) = (keys::shard_start(shard), keys::rows_start(ShardId(0)));
+        let bounds = (
+            Bound::Included(start.as_ref()),
+            Bound::Excluded(end.as_ref()),
+        );
         let found = self.list(bounds, 1, 1)?;
         match found.into_iter().next() {
             None => Ok(None),

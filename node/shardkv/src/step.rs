@@ -54,6 +54,15 @@ impl Step {
         )
     }
 
+    /// Returns true if the step has rows of keyspaces, or follows some.
+    pub(crate) fn has_rows(&self) -> bool {
+        match self {
+            Self::Install(chunk) => chunk.has_rows(),
+            Self::Copy(CopyStep::Take(part)) => part.has_rows(),
+            _ => false,
+        }
+    }
+
     /// Encodes the step for a proposal.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::default();

@@ -23,8 +23,8 @@ use common::replicas::{
 };
 use raft::Index;
 use shardkv::{
-    Bug, CopyCursor, CopyId, CopyRequest, CopyStep, JournalError, JournalStep, KvError, Next,
-    PartNext, PlannedMove, Query, Response, SessionClock, ShardState, Step,
+    Bug, CopyCursor, CopyId, CopyRequest, CopyStep, JournalError, JournalStep, KEYSPACE_LEVEL,
+    KvError, Next, PartNext, PlannedMove, Query, Response, SessionClock, ShardState, Step,
 };
 use types::{ConfigNum, Gid, ShardConfig, ShardId};
 
@@ -33,6 +33,10 @@ const GIDS: [Gid; 2] = [Gid(1), Gid(2)];
 
 struct World {
     random: Random,
+    /// Draws changes of rows of keyspaces, and the groups' feature levels.
+    rows: Random,
+    /// True if there are keyspaces. They hide what some bugs do to sessions, because copies take longer.
+    has_rows: bool,
     clients: Source,
     groups: [Group; 2],
     config: ShardConfig,
@@ -54,6 +58,8 @@ impl World {
         let owner = random.below(2) as usize;
         let mut world = Self {
             random,
+            rows: Random(seed + 2_000_000),
+            has_rows: seed.is_multiple_of(3),
             clients: Source::new(seed + 1_000_000),
             groups,
             config: ShardConfig::empty(2),
@@ -64,6 +70,11 @@ impl World {
             seen: BTreeMap::new(),
         };
         world.configure(GIDS[owner], GIDS[owner]);
+        for group in &mut world.groups {
+            if world.rows.one_in(3) {
+                group.level = 1;
+            }
+        }
         world
     }
 
@@ -137,6 +148,11 @@ impl World {
     }
 
     fn act(&mut self) {
+        match self.rows.below(200) {
+            0 => self.raise_levels(),
+            1..=20 if self.has_rows => self.change_row(),
+            _ => {}
+        }
         match self.random.below(200) {
             0..=59 => self.write(),
             60 => {
@@ -164,6 +180,19 @@ impl World {
                 self.drive(at, node);
             }
         }
+    }
+
+    /// All members of both groups support keyspaces.
+    fn raise_levels(&mut self) {
+        for group in &mut self.groups {
+            group.level = KEYSPACE_LEVEL;
+        }
+    }
+
+    fn change_row(&mut self) {
+        let (at, time) = (self.owner(), self.clients.time);
+        let operation = Operation::keyspace(&mut self.rows);
+        self.groups[at].log(&mut self.rows, time, operation, false);
     }
 
     /// Draws a replica of a group.
@@ -225,6 +254,9 @@ impl World {
                     let (key, value) = (key.clone(), Some(value.clone()));
                     let answer = here.replica.query(&Query::Get { key });
                     assert_eq!(answer, Response::Value(value), "it isn't served");
+                }
+                if !rows[2].is_empty() {
+                    self.count("served with rows");
                 }
                 self.count("served");
             }
@@ -408,6 +440,7 @@ impl World {
 
     /// Everything ends: the shard is served by its target, and nothing is owed.
     fn finish(&mut self) {
+        self.raise_levels();
         for _ in 0..100_000 {
             if self.is_planned() {
                 self.cut();
@@ -457,6 +490,7 @@ fn what_is_served_begins_as_the_shard_at_its_fence() {
         "restarted",
         "restored",
         "served",
+        "served with rows",
         "skipped",
         "started",
     ];
@@ -557,8 +591,12 @@ fn move_once(seed: u64, disturbance: Disturbance, upset_at: u64) -> bool {
     world.drops = false;
     let (source, destination) = (world.owner(), 1 - world.owner());
     world.apply_all();
+    world.raise_levels();
     for _ in 0..100 {
         world.write();
+        if world.has_rows && world.rows.one_in(8) {
+            world.change_row();
+        }
     }
     world.retarget(GIDS[destination]);
     for step in 0..10_000 {

@@ -327,6 +327,7 @@ fn cursors_round_trip_and_nonsense_is_refused() {
         Cursor::Data(key(3)),
         Cursor::Sessions(None),
         Cursor::Sessions(Some(client)),
+        Cursor::Rows(key(3)),
     ];
     for (nth, cursor) in cursors.iter().enumerate() {
         assert!(cursors.iter().take(nth).all(|before| before < cursor));

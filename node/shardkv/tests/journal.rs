@@ -206,6 +206,7 @@ fn a_journal_begins_only_while_the_shard_is_served() {
             after,
             pairs: Vec::new(),
             sessions: Vec::new(),
+            rows: Vec::new(),
             next,
         })
     };

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use common::Random;
 use common::clients::Source;
 use common::replicas::{
-    BYSTANDER, Group, Operation, SHARD, check_seen, configuration, pass_time, target,
+    BYSTANDER, Group, Operation, Rows, SHARD, check_seen, configuration, pass_time, target,
 };
 use replica::Table;
 use shardkv::{
@@ -37,6 +37,7 @@ struct Copy {
     cursor: CopyCursor,
     pairs: BTreeMap<Bytes, Bytes>,
     sessions: BTreeMap<ClientId, Bytes>,
+    rows: BTreeMap<Bytes, Bytes>,
     clock: Option<SessionClock>,
     /// Parts that may arrive again.
     sent: Vec<Part>,
@@ -66,6 +67,15 @@ impl Copy {
                     self.pairs
                         .retain(|key, _| key < start || (!end.is_empty() && key >= end));
                 }
+                RowChange::Row(key, Some(value)) => {
+                    self.rows.insert(key.clone(), value.clone());
+                }
+                RowChange::Row(key, None) => {
+                    self.rows.remove(key);
+                }
+                RowChange::ClearRows(prefix) => {
+                    self.rows.retain(|key, _| !key.starts_with(prefix));
+                }
             }
         }
         match &part.next {
@@ -81,6 +91,8 @@ impl Copy {
 
 struct World {
     random: Random,
+    /// Draws changes of rows of keyspaces.
+    rows: Random,
     clients: Source,
     source: Group,
     copy: Copy,
@@ -93,6 +105,7 @@ impl World {
     fn new(seed: u64, bug: Option<Bug>) -> Self {
         let mut world = Self {
             random: Random(seed),
+            rows: Random(seed + 2_000_000),
             clients: Source::new(seed + 1_000_000),
             source: Group::new(SOURCE, 0, bug),
             copy: Copy::default(),
@@ -102,6 +115,7 @@ impl World {
         };
         world.configure(SOURCE, SOURCE);
         world.take_up();
+        world.log(Operation::create("one"));
         world
     }
 
@@ -138,6 +152,9 @@ impl World {
 
     /// One thing happens.
     fn act(&mut self) {
+        if self.rows.one_in(3) {
+            self.change_row();
+        }
         match self.random.below(100) {
             0..=44 => self.write(),
             45 => {
@@ -156,6 +173,11 @@ impl World {
         pass_time(&mut self.random, &mut self.clients);
         let command = self.clients.command();
         self.propose(command.encode());
+    }
+
+    fn change_row(&mut self) {
+        let (time, operation) = (self.clients.time, Operation::keyspace(&mut self.rows));
+        self.source.log(&mut self.rows, time, operation, false);
     }
 
     fn advance(&mut self) {
@@ -270,9 +292,14 @@ impl World {
             (_, PartNext::Done { .. }) => "done",
             _ => "page",
         };
-        let cleared = |change: &RowChange| matches!(change, RowChange::Clear { .. });
-        if part.changes.iter().any(cleared) {
-            self.count("cleared");
+        for change in &part.changes {
+            match change {
+                RowChange::Clear { .. } => self.count("cleared"),
+                RowChange::ClearRows(_) => self.count("rows cleared"),
+                RowChange::Row(_, Some(_)) => self.count("row"),
+                RowChange::Row(_, None) => self.count("no row"),
+                _ => {}
+            }
         }
         assert!(self.copy.take(part));
         self.count(what);
@@ -298,12 +325,16 @@ impl World {
         for _ in 0..self.random.below(6) {
             self.write();
         }
+        for _ in 0..self.rows.below(4) {
+            self.change_row();
+        }
         self.configure(DESTINATION, DESTINATION);
         let newest = usize::from(self.source.nodes[1].applied > self.source.nodes[0].applied);
         let cut = self.source.take_up(newest, &self.config).unwrap();
         self.propose(cut.encode());
         for _ in 0..20 {
             self.write();
+            self.change_row();
         }
         for _ in 0..100_000 {
             match self.random.below(10) {
@@ -336,7 +367,11 @@ impl World {
             let key = [client.birth.0.to_be_bytes(), client.nonce.to_be_bytes()].concat();
             (Bytes::from(key), record.clone())
         });
-        let copied = [self.copy.pairs.clone(), sessions.collect()];
+        let copied = [
+            self.copy.pairs.clone(),
+            sessions.collect(),
+            self.copy.rows.clone(),
+        ];
         for node in &self.source.nodes {
             assert_eq!(node.clock(), Some(clock));
             assert_eq!(node.rows(), copied);
@@ -350,9 +385,8 @@ impl World {
         self.apply_all();
         for node in &self.source.nodes {
             assert_eq!(node.machine().journals().get(SHARD), None);
-            for table in [Table::Data, Table::Sessions, Table::Journal] {
-                assert_eq!(node.table(table), BTreeMap::new());
-            }
+            assert_eq!(node.rows(), Rows::default());
+            assert_eq!(node.table(Table::Journal), BTreeMap::new());
         }
         self.count("equal");
     }
@@ -382,6 +416,9 @@ fn copies_equal_the_shard_at_its_fence() {
         "done",
         "late",
         "cleared",
+        "row",
+        "no row",
+        "rows cleared",
         "not sealed",
         "behind",
         "ended",

@@ -156,6 +156,7 @@ impl Driven {
             after: Cursor::default(),
             pairs: Vec::new(),
             sessions: Vec::new(),
+            rows: Vec::new(),
             next: Next::Done {
                 clock: shardkv::SessionClock {
                     horizon: LogTime(1),

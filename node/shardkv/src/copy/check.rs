@@ -4,8 +4,8 @@ use bytes::Bytes;
 use replica::session::SessionTable;
 use types::{ClientId, ConfigNum, ShardId, shard_of};
 
-use crate::install::{ChunkError, check_chunk};
-use crate::journal::Name;
+use crate::install::{ChunkError, check_chunk, check_row_key};
+use crate::journal::{MAX_NAMED_ROW_BYTES, Name};
 use crate::outcome::Outcome;
 use crate::{
     Chunk, CopyCursor, Cursor, MAX_KEY_BYTES, Next, Part, PartNext, Position, RowChange,
@@ -30,6 +30,7 @@ fn check_base(part: &Part, after: &Cursor, shards: u32) -> Result<(), ChunkError
         after: after.clone(),
         pairs: Vec::new(),
         sessions: Vec::new(),
+        rows: Vec::new(),
         next: match &part.next {
             PartNext::At(CopyCursor::Base(next)) => Next::Chunk(next.clone()),
             PartNext::At(CopyCursor::Page {
@@ -44,12 +45,15 @@ fn check_base(part: &Part, after: &Cursor, shards: u32) -> Result<(), ChunkError
     };
     for change in &part.changes {
         match change {
-            RowChange::Pair(key, Some(value)) if chunk.sessions.is_empty() => {
+            RowChange::Pair(key, Some(value))
+                if chunk.sessions.is_empty() && chunk.rows.is_empty() =>
+            {
                 chunk.pairs.push((key.clone(), value.clone()));
             }
-            RowChange::Session(client, Some(record)) => {
+            RowChange::Session(client, Some(record)) if chunk.rows.is_empty() => {
                 chunk.sessions.push((*client, record.clone()));
             }
+            RowChange::Row(key, Some(value)) => chunk.rows.push((key.clone(), value.clone())),
             _ => return Err(ChunkError::OutOfOrder(shard)),
         }
     }
@@ -94,13 +98,36 @@ fn check_page(
                 }
                 Name::Range { start, end }
             }
+            RowChange::Row(key, value) => {
+                check_row_key(key, shard)?;
+                if let (Some(Name::Rows(prefix)), Upto::Row(last)) =
+                    (Name::decode(&at.name), &at.upto)
+                {
+                    let inside = value.is_some() && key > last && key.starts_with(prefix);
+                    if !inside {
+                        return Err(ChunkError::OutOfOrder(shard));
+                    }
+                    at.upto = Upto::Row(key.clone());
+                    continue;
+                }
+                if key.len() > MAX_NAMED_ROW_BYTES {
+                    return Err(ChunkError::OutOfOrder(shard));
+                }
+                Name::Row(key)
+            }
+            RowChange::ClearRows(prefix) => {
+                if prefix.len() != MAX_NAMED_ROW_BYTES {
+                    return Err(ChunkError::WrongRow(shard));
+                }
+                Name::Rows(prefix)
+            }
         };
         let name = name.encode();
         if name <= at.name {
             return Err(ChunkError::OutOfOrder(shard));
         }
         let upto = match change {
-            RowChange::Clear { .. } => Upto::Row(Bytes::new()),
+            RowChange::Clear { .. } | RowChange::ClearRows(_) => Upto::Row(Bytes::new()),
             _ => Upto::End,
         };
         at = Position { name, upto };
@@ -239,6 +266,95 @@ mod tests {
         ] {
             let refused = check(base(b"a"), &changes, next);
             assert!(refused.is_err(), "{changes:?}");
+        }
+    }
+
+    fn row(key: &[u8]) -> RowChange {
+        RowChange::Row(Bytes::copy_from_slice(key), Some(Bytes::new()))
+    }
+
+    fn no_row(key: &[u8]) -> RowChange {
+        RowChange::Row(Bytes::copy_from_slice(key), None)
+    }
+
+    #[test]
+    fn rows_follow_the_rest_of_a_base() {
+        let at = PartNext::At;
+        let rows = |key: &'static [u8]| CopyCursor::Base(Cursor::Rows(Bytes::from_static(key)));
+        let both = [pair(b"b"), row(b"a")];
+        assert_eq!(check(base(b"a"), &both, at(rows(b"a"))), Ok(()));
+        assert_eq!(check(base(b"a"), &both, at(start(1))), Ok(()));
+        assert_eq!(check(rows(b"a"), &[row(b"b")], at(start(1))), Ok(()));
+        let too_long = vec![7; crate::keys::MAX_ROW_KEY_BYTES + 1];
+        for (changes, next) in [
+            (vec![row(b"b"), pair(b"b")], at(rows(b"b"))),
+            (vec![row(b"a")], at(start(1))),
+            (vec![row(b"c"), row(b"b")], at(start(1))),
+            (vec![row(b"b")], at(rows(b"c"))),
+            (vec![row(b"b")], at(base(b"b"))),
+            (vec![row(b"")], at(start(1))),
+            (vec![row(&too_long)], at(start(1))),
+            (vec![no_row(b"b")], at(start(1))),
+            (vec![RowChange::ClearRows(Bytes::new())], at(start(1))),
+            (vec![], at(rows(b"a"))),
+        ] {
+            assert!(
+                check(rows(b"a"), &changes, next).is_err(),
+                "{} changes",
+                changes.len()
+            );
+        }
+    }
+
+    #[test]
+    fn pages_with_rows_follow_the_order_of_names() {
+        let at = PartNext::At;
+        let prefix = vec![7; MAX_NAMED_ROW_BYTES];
+        let long = |more: &[u8]| [&prefix[..], more].concat();
+        let name = Name::Rows(&prefix).encode();
+        let inside = |more: &[u8]| page(3, &name, Upto::Row(long(more).into()));
+        let clear_rows = || RowChange::ClearRows(Bytes::copy_from_slice(&prefix));
+        let all = [
+            pair(b"k"),
+            clear(b"c", b"f"),
+            pair(b"d"),
+            row(b"a"),
+            no_row(b"b"),
+            clear_rows(),
+            row(&long(b"1")),
+            row(&long(b"2")),
+        ];
+        for next in [
+            at(start(4)),
+            CLOCK,
+            at(inside(b"2")),
+            at(page(3, &name, Upto::End)),
+        ] {
+            assert_eq!(check(start(3), &all, next), Ok(()));
+        }
+        let on = check(inside(b"1"), &[row(&long(b"2"))], at(start(4)));
+        assert_eq!(on, Ok(()));
+        for (after, changes) in [
+            (start(3), vec![row(b"b"), row(b"a")]),
+            (start(3), vec![row(b"b"), row(b"b")]),
+            (start(3), vec![row(b"a"), pair(b"k")]),
+            (start(3), vec![row(&long(b"1"))]),
+            (start(3), vec![no_row(&long(b"1"))]),
+            (start(3), vec![row(b"")]),
+            (start(3), vec![clear_rows(), row(b"a")]),
+            (start(3), vec![clear_rows(), no_row(&long(b"1"))]),
+            (start(3), vec![clear_rows(), clear_rows()]),
+            (start(3), vec![clear_rows(), pair(b"k")]),
+            (start(3), vec![RowChange::ClearRows(Bytes::new())]),
+            (inside(b"1"), vec![row(&long(b"1"))]),
+            (inside(b"1"), vec![row(b"z")]),
+            (start(3), vec![clear(b"c", b"f"), row(b"a"), pair(b"d")]),
+        ] {
+            assert!(
+                check(after, &changes, at(start(4))).is_err(),
+                "{} changes",
+                changes.len()
+            );
         }
     }
 

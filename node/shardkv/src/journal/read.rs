@@ -12,7 +12,7 @@ use super::{Journal, Journals};
 use crate::bug::{Bug, Bugs};
 use crate::clocks::{SessionClock, read_session_clock};
 use crate::ownership::Fence;
-use crate::pull::Cutter;
+use crate::pull::{Cutter, drop_oversized, no_row};
 use crate::{
     CopyCursor, CopyRequest, Cursor, Genesis, JournalError, KvError, MAX_SCAN_BYTES, Ownership,
     Part, PartNext, Position, RowChange, Upto, keys, records,
@@ -67,7 +67,7 @@ pub(crate) fn read(
     };
     let (generation, after) = match (&request.after, journal) {
         (CopyCursor::Base(after), _) => {
-            let (changes, next) = base(state, shard, after, room)?;
+            let (changes, next) = base(state, shard, after, room, bugs)?;
             let next = next.map_or(CopyCursor::page(1), CopyCursor::Base);
             return Ok(Ok(part(changes, PartNext::At(next))));
         }
@@ -152,17 +152,14 @@ fn base(
     shard: ShardId,
     after: &Cursor,
     room: usize,
+    bugs: Bugs,
 ) -> Result<(Vec<RowChange>, Option<Cursor>), StoreError> {
     let mut cutter = Cutter::new(state, shard, room);
-    let next = cutter.cut(after, Bugs::default())?;
-    let (pairs, sessions) = cutter.into_rows();
-    let pairs = pairs
-        .into_iter()
-        .map(|(key, value)| RowChange::Pair(key, Some(value)));
-    let sessions = sessions
-        .into_iter()
-        .map(|(client, record)| RowChange::Session(client, Some(record)));
-    Ok((pairs.chain(sessions).collect(), next))
+    // The other bugs of chunks concern pulls.
+    let concerns_base = bugs.has(Bug::CopyLeavesRowsOut);
+    let bugs = if concerns_base { bugs } else { Bugs::default() };
+    let next = cutter.cut(after, bugs)?;
+    Ok((cutter.into_changes(), next))
 }
 
 /// Gathers a page: the present rows of a generation's names, until `room` bytes are used up.
@@ -185,11 +182,11 @@ impl Page<'_> {
         let mut skips = self.bugs.has(Bug::PageSkipsRow) && !at.name.is_empty();
         loop {
             if let Upto::Row(after) = &at.upto {
-                let name = at.name.clone();
-                let Some(Name::Range { start, end }) = Name::decode(&name) else {
-                    return Ok(Err(JournalError::BadCursor));
+                let last = match Name::decode(&at.name) {
+                    Some(Name::Range { start, end }) => self.read_range(start, end, after)?,
+                    Some(Name::Rows(prefix)) => self.read_rows(prefix, after)?,
+                    _ => return Ok(Err(JournalError::BadCursor)),
                 };
-                let last = self.read_range(start, end, &after.clone())?;
                 at.upto = last.map_or(Upto::End, Upto::Row);
                 if self.is_full() {
                     return Ok(Ok(Some(at)));
@@ -245,7 +242,7 @@ impl Page<'_> {
             .collect()
     }
 
-    /// Adds the present row of a name. Returns true if the name is a range, whose rows are to follow.
+    /// Adds the present row of a name. Returns true if the name is a range, whose pairs or rows are to follow.
     fn read_name(&mut self, name: &Bytes) -> Result<bool, StoreError> {
         let (change, bytes) = match Name::decode(name).ok_or_else(bad_name)? {
             Name::Pair(key) => {
@@ -263,8 +260,14 @@ impl Page<'_> {
                 let (start, end) = (name.slice_ref(start), name.slice_ref(end));
                 (RowChange::Clear { start, end }, 0)
             }
+            Name::Row(key) => {
+                let value = self.state.get(Table::Data, &keys::row(self.shard, key))?;
+                let bytes = value.as_ref().map_or(0, Bytes::len);
+                (RowChange::Row(name.slice_ref(key), value), bytes)
+            }
+            Name::Rows(prefix) => (RowChange::ClearRows(name.slice_ref(prefix)), 0),
         };
-        let is_range = matches!(change, RowChange::Clear { .. });
+        let is_range = matches!(change, RowChange::Clear { .. } | RowChange::ClearRows(_));
         self.changes.push(change);
         self.use_room(name.len() + bytes);
         Ok(is_range)
@@ -300,6 +303,37 @@ impl Page<'_> {
                 .ok_or_else(|| StoreError::Damaged("a key without a shard is stored".to_owned()))?;
             last = key.clone();
             self.changes.push(RowChange::Pair(key, Some(value)));
+        }
+        self.room = self.room.saturating_sub(bytes);
+        Ok((!whole).then_some(last))
+    }
+
+    /// Adds the present rows whose keys begin with `prefix`, after a key. Returns the last of them, unless they are all.
+    fn read_rows(&mut self, prefix: &[u8], after: &Bytes) -> Result<Option<Bytes>, StoreError> {
+        if self.is_full() {
+            return Ok(Some(after.clone()));
+        }
+        // The part has the key that it follows, too.
+        self.room = self.room.saturating_sub(after.len()).max(1);
+        let (start, end) = keys::rows_range(self.shard, prefix);
+        let resumed = keys::row(self.shard, after);
+        let from = if after.is_empty() {
+            Bound::Included(start.as_ref())
+        } else {
+            Bound::Excluded(resumed.as_ref())
+        };
+        let limit = MAX_CHANGES.saturating_sub(self.changes.len());
+        let bounds = (from, Bound::Excluded(end.as_ref()));
+        let mut page = self.state.scan(Table::Data, bounds, limit, self.room)?;
+        let sizes = page.iter().map(|(key, value)| key.len() + value.len());
+        let bytes: usize = sizes.sum();
+        let whole = page.len() < limit && bytes < self.room;
+        drop_oversized(&mut page, self.room, self.changes.is_empty());
+        let mut last = after.clone();
+        for (stored, value) in page {
+            let (_, key) = keys::split_row(stored).ok_or_else(no_row)?;
+            last = key.clone();
+            self.changes.push(RowChange::Row(key, Some(value)));
         }
         self.room = self.room.saturating_sub(bytes);
         Ok((!whole).then_some(last))

@@ -1,4 +1,4 @@
-//! Changes of rows: the only way by which the machine changes pairs of a served shard, so that none is forgotten in the journal.
+//! Changes of rows: the only way by which the machine changes what a served shard has, so that none is forgotten in the journal.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use raft::StoreError;
@@ -12,6 +12,12 @@ use crate::{MAX_KEY_BYTES, keys};
 const PAIR: u8 = 0;
 const SESSION: u8 = 1;
 const RANGE: u8 = 2;
+const ROW: u8 = 3;
+const ROWS: u8 = 4;
+
+/// The most bytes of a row's key that a journal names. A longer key is named by its first bytes, so the page has all rows that begin with
+/// these. Real keys are far shorter; the limit keeps a journal from holding megabytes for each change.
+pub(crate) const MAX_NAMED_ROW_BYTES: usize = 16 << 10;
 
 /// A transaction over the rows of one shard. Each change is named in the shard's journal, in the same batch.
 pub(crate) struct Rows<'a, 'state> {
@@ -67,12 +73,28 @@ impl<'a, 'state> Rows<'a, 'state> {
 
     /// Sets a row of a keyspace of this shard. `stored` is its whole key in `Data`.
     pub(crate) fn put_row(&mut self, stored: Bytes, value: Bytes) {
+        self.name_row(&stored);
         self.state.put(Table::Data, stored, value);
     }
 
     /// Removes a row of a keyspace of this shard. `stored` is its whole key in `Data`.
     pub(crate) fn remove_row(&mut self, stored: Bytes) {
+        self.name_row(&stored);
         self.state.remove(Table::Data, stored);
+    }
+
+    fn name_row(&mut self, stored: &Bytes) {
+        let row = keys::split_row(stored.clone());
+        debug_assert!(
+            row.as_ref().is_some_and(|(shard, _)| *shard == self.shard),
+            "a row of another shard"
+        );
+        if self.journals.bugs.has(Bug::JournalMissesRows) {
+            return;
+        }
+        if let Some((_, rest)) = row {
+            self.name(&Name::of_row(&rest));
+        }
     }
 
     /// Names a session whose record the entry changes or removes. The record itself is written at the end of the batch.
@@ -103,15 +125,30 @@ impl PairReader for Rows<'_, '_> {
     }
 }
 
-/// The name of a change in a journal: a row, or a cleared range of pairs.
+/// The name of a change in a journal: a pair, a session, a row of a keyspace, or a cleared range of pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Name<'a> {
     Pair(&'a [u8]),
     Session(ClientId),
-    Range { start: &'a [u8], end: &'a [u8] },
+    Range {
+        start: &'a [u8],
+        end: &'a [u8],
+    },
+    /// A row of a keyspace, by its key after the shard.
+    Row(&'a [u8]),
+    /// The rows whose keys, after the shard, are longer than [`MAX_NAMED_ROW_BYTES`] and begin with these bytes.
+    Rows(&'a [u8]),
 }
 
 impl<'a> Name<'a> {
+    /// Returns the name of a row, whose key after the shard is `rest`.
+    pub(crate) fn of_row(rest: &'a [u8]) -> Self {
+        match rest.get(..MAX_NAMED_ROW_BYTES) {
+            Some(prefix) if rest.len() > prefix.len() => Self::Rows(prefix),
+            _ => Self::Row(rest),
+        }
+    }
+
     /// Encodes the name as the last part of a stored key. Different names differ; none is empty.
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
@@ -131,6 +168,14 @@ impl<'a> Name<'a> {
                 out.put_u16(u16::try_from(start.len()).unwrap_or(u16::MAX));
                 out.put_slice(start);
                 out.put_slice(end);
+            }
+            Self::Row(rest) => {
+                out.put_u8(ROW);
+                out.put_slice(rest);
+            }
+            Self::Rows(prefix) => {
+                out.put_u8(ROWS);
+                out.put_slice(prefix);
             }
         }
         out.freeze()
@@ -153,6 +198,8 @@ impl<'a> Name<'a> {
                 let (start, end) = rest.split_at_checked(u16::from_be_bytes(*length).into())?;
                 Some(Self::Range { start, end })
             }
+            ROW if (1..=MAX_NAMED_ROW_BYTES).contains(&rest.len()) => Some(Self::Row(rest)),
+            ROWS if rest.len() == MAX_NAMED_ROW_BYTES => Some(Self::Rows(rest)),
             _ => None,
         }
     }
@@ -168,7 +215,15 @@ mod tests {
             birth: LogTime(3),
             nonce: u64::MAX,
         };
+        let longest = vec![7; MAX_NAMED_ROW_BYTES];
+        let longer = vec![7; MAX_NAMED_ROW_BYTES + 1];
+        assert_eq!(Name::of_row(b"r"), Name::Row(b"r"));
+        assert_eq!(Name::of_row(&longest), Name::Row(&longest));
+        assert_eq!(Name::of_row(&longer), Name::Rows(&longest));
         for name in [
+            Name::of_row(b"r"),
+            Name::of_row(&longest),
+            Name::of_row(&longer),
             Name::Pair(b"k"),
             Name::Session(client),
             Name::Range {
@@ -188,6 +243,8 @@ mod tests {
             b"\x01short",
             b"\x02",
             b"\x02\x00\x09a",
+            b"\x03",
+            b"\x04short",
             b"\x07a",
         ] {
             assert_eq!(Name::decode(nonsense), None);

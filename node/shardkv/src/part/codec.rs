@@ -17,6 +17,15 @@ const PAIR: u8 = 1;
 const ABSENT_SESSION: u8 = 2;
 const SESSION: u8 = 3;
 const CLEAR: u8 = 4;
+const ABSENT_ROW: u8 = 5;
+const ROW: u8 = 6;
+const CLEAR_ROWS: u8 = 7;
+
+/// The kinds of continuations.
+const CURSOR: u8 = 0;
+const DONE: u8 = 1;
+/// The cursor at the part's last change, a row of a keyspace whose key may be long.
+const AT_LAST_ROW: u8 = 2;
 
 impl Part {
     /// Encodes the part, with its checksum.
@@ -30,9 +39,12 @@ impl Part {
             encode_change(&mut out, change);
         }
         match &self.next {
-            PartNext::At(cursor) => encode_copy_cursor(out.byte(0), cursor),
+            PartNext::At(cursor) if self.at_last_row().as_ref() == Some(cursor) => {
+                out.byte(AT_LAST_ROW);
+            }
+            PartNext::At(cursor) => encode_copy_cursor(out.byte(CURSOR), cursor),
             PartNext::Done { clock, ttl_ms } => {
-                clock.encode(out.byte(1));
+                clock.encode(out.byte(DONE));
                 out.number(*ttl_ms);
             }
         }
@@ -51,30 +63,48 @@ impl Part {
         for _ in 0..input.count("changes")? {
             changes.push(decode_change(&mut input)?);
         }
-        let next = if input.flag("end of the copy")? {
-            PartNext::Done {
-                clock: SessionClock::decode(&mut input)?,
-                ttl_ms: input.number("time to live")?,
-            }
-        } else {
-            PartNext::At(decode_copy_cursor(&mut input)?)
-        };
-        input.finish()?;
-        Ok(Self {
+        let mut part = Self {
             shard,
             copy,
             after,
             changes,
-            next,
+            next: PartNext::At(CopyCursor::default()),
+        };
+        part.next = part.decode_next(&mut input)?;
+        input.finish()?;
+        Ok(part)
+    }
+
+    /// Decodes the continuation of a part of which all else is known.
+    fn decode_next(&self, input: &mut Reader) -> Result<PartNext, DecodeError> {
+        Ok(match input.byte("end of the copy")? {
+            CURSOR => PartNext::At(decode_copy_cursor(input)?),
+            DONE => PartNext::Done {
+                clock: SessionClock::decode(input)?,
+                ttl_ms: input.number("time to live")?,
+            },
+            AT_LAST_ROW => {
+                let last = self.at_last_row();
+                PartNext::At(last.ok_or(DecodeError::OutOfRange("end of the copy"))?)
+            }
+            value => {
+                return Err(DecodeError::Unknown {
+                    what: "end of the copy",
+                    value: value.into(),
+                });
+            }
         })
     }
 
     /// Returns the bytes of keys, values and session records.
     pub fn content_bytes(&self) -> u64 {
         let bytes = self.changes.iter().map(|change| match change {
-            RowChange::Pair(key, value) => key.len() + value.as_ref().map_or(0, Bytes::len),
+            RowChange::Pair(key, value) | RowChange::Row(key, value) => {
+                key.len() + value.as_ref().map_or(0, Bytes::len)
+            }
             RowChange::Session(_, record) => record.as_ref().map_or(0, Bytes::len),
             RowChange::Clear { start, end } => start.len() + end.len(),
+            RowChange::ClearRows(prefix) => prefix.len(),
         });
         bytes.sum::<usize>() as u64
     }
@@ -143,6 +173,15 @@ fn encode_change(out: &mut Writer, change: &RowChange) {
         RowChange::Clear { start, end } => {
             out.byte(CLEAR).bytes(start).bytes(end);
         }
+        RowChange::Row(key, None) => {
+            out.byte(ABSENT_ROW).bytes(key);
+        }
+        RowChange::Row(key, Some(value)) => {
+            out.byte(ROW).bytes(key).bytes(value);
+        }
+        RowChange::ClearRows(prefix) => {
+            out.byte(CLEAR_ROWS).bytes(prefix);
+        }
     }
 }
 
@@ -156,6 +195,9 @@ fn decode_change(input: &mut Reader) -> Result<RowChange, DecodeError> {
             start: input.bytes("start")?,
             end: input.bytes("end")?,
         },
+        ABSENT_ROW => RowChange::Row(input.bytes("row")?, None),
+        ROW => RowChange::Row(input.bytes("row")?, Some(input.bytes("value")?)),
+        CLEAR_ROWS => RowChange::ClearRows(input.bytes("rows")?),
         value => {
             return Err(DecodeError::Unknown {
                 what: "change",
@@ -253,6 +295,7 @@ mod tests {
     use types::LogTime;
 
     use crate::Cursor;
+    use crate::journal::Name;
 
     fn cursors() -> Vec<CopyCursor> {
         let client = ClientId {
@@ -271,11 +314,13 @@ mod tests {
             CopyCursor::Base(Cursor::Data(Bytes::from_static(b"k"))),
             CopyCursor::Base(Cursor::Sessions(None)),
             CopyCursor::Base(Cursor::Sessions(Some(client))),
+            CopyCursor::Base(Cursor::Rows(Bytes::from_static(b"r"))),
             page(1, b"", Upto::End),
             page(1, b"\x00k", Upto::End),
             page(1, b"\x02\x00\x00", Upto::Row(Bytes::new())),
             page(1, b"\x02\x00\x00", Upto::Row(Bytes::from_static(b"k"))),
             page(1, b"\x02\x00\x00", Upto::End),
+            page(1, b"\x03r", Upto::End),
             page(2, b"", Upto::End),
         ]
     }
@@ -305,12 +350,15 @@ mod tests {
             changes: vec![
                 RowChange::Pair(key.clone(), Some(value.clone())),
                 RowChange::Pair(key.clone(), None),
-                RowChange::Session(client, Some(value)),
+                RowChange::Session(client, Some(value.clone())),
                 RowChange::Session(client, None),
                 RowChange::Clear {
-                    start: key,
+                    start: key.clone(),
                     end: Bytes::new(),
                 },
+                RowChange::ClearRows(key.clone()),
+                RowChange::Row(key.clone(), Some(value)),
+                RowChange::Row(key, None),
             ],
             next: PartNext::Done {
                 clock: SessionClock {
@@ -320,7 +368,7 @@ mod tests {
                 ttl_ms: 600_000,
             },
         };
-        assert_eq!(part.content_bytes(), 3 + 5 + 3 + 5 + 3);
+        assert_eq!(part.content_bytes(), 2 * (3 + 5 + 3) + 5 + 3 + 3);
         assert_eq!(Part::decode(part.encode()), Ok(part.clone()));
         for cursor in cursors() {
             part.next = PartNext::At(cursor.clone());
@@ -334,6 +382,69 @@ mod tests {
                 assert!(Part::decode(damaged.into()).is_err());
             }
         }
+    }
+
+    fn part_of(after: CopyCursor, changes: Vec<RowChange>, next: CopyCursor) -> Part {
+        Part {
+            shard: ShardId(3),
+            copy: CopyId {
+                since: ConfigNum(4),
+                journal: Index(5),
+            },
+            after,
+            changes,
+            next: PartNext::At(next),
+        }
+    }
+
+    /// Groups of older versions take what has no rows of keyspaces.
+    #[test]
+    fn parts_without_rows_are_encoded_as_ever() {
+        let pair = RowChange::Pair(Bytes::from_static(b"k"), Some(Bytes::from_static(b"v")));
+        let next = CopyCursor::Base(Cursor::Data(Bytes::from_static(b"k")));
+        let part = part_of(CopyCursor::default(), vec![pair], next);
+        let expected = b"\x02\x03\x04\x05\0\0\0\x01\x01\x01k\x01v\0\0\0\x01k";
+        let expected = with_checksum(&Bytes::from_static(expected));
+        assert_eq!(part.encode(), expected);
+        assert!(!part.has_rows());
+    }
+
+    /// A row's key may have megabytes, and an entry of the log holds few of them.
+    #[test]
+    fn a_part_has_the_key_of_its_last_row_once() {
+        let key = Bytes::from(vec![7; 100_000]);
+        let row = RowChange::Row(key.clone(), Some(Bytes::new()));
+        let base = |key| CopyCursor::Base(Cursor::Rows(key));
+        let page = |key: &Bytes| CopyCursor::Page {
+            generation: 9,
+            after: Position {
+                name: Name::of_row(key).encode(),
+                upto: Upto::Row(key.clone()),
+            },
+        };
+        let first = Bytes::from_static(b"a");
+        for part in [
+            part_of(base(first.clone()), vec![row.clone()], base(key.clone())),
+            part_of(CopyCursor::page(9), vec![row.clone()], page(&key)),
+        ] {
+            let encoded = part.encode();
+            assert!(encoded.len() < 100_100, "{}", encoded.len());
+            assert_eq!(Part::decode(encoded), Ok(part.clone()));
+            assert!(part.has_rows());
+        }
+        // Another cursor is told.
+        let other = part_of(base(first.clone()), vec![row], base(first));
+        assert_eq!(Part::decode(other.encode()), Ok(other));
+        let nothing = part_of(CopyCursor::default(), vec![], CopyCursor::default());
+        let mut damaged = nothing.encode().to_vec();
+        // The continuation and the checksum have four bytes each.
+        damaged.truncate(damaged.len() - 8);
+        damaged.push(AT_LAST_ROW);
+        let damaged = with_checksum(&damaged.into());
+        assert_eq!(
+            Part::decode(damaged),
+            Err(DecodeError::OutOfRange("end of the copy"))
+        );
     }
 
     #[test]

@@ -26,6 +26,7 @@ fn state(pairs: usize, sessions: usize) -> MemoryState {
     let value = Bytes::from_static(b"v");
     for shard in [ShardId(2), ShardId(4)] {
         batch.put(Table::Data, keys::data(shard, b"other"), value.clone());
+        batch.put(Table::Data, keys::row(shard, b"other"), value.clone());
         let session = keys::session(shard, client(1));
         batch.put(Table::Sessions, session, value.clone());
     }
@@ -94,4 +95,119 @@ fn a_chunk_that_fills_its_room_is_followed_by_another() {
     assert_eq!(chunks(&state(0, 3), room, (0, 3)), [(0, 2), (0, 1)]);
     assert_eq!(chunks(&state(0, 2), room, (0, 2)), [(0, 2), (0, 0)]);
     assert_eq!(chunks(&state(0, 2), room + 1, (0, 2)), [(0, 2)]);
+}
+
+/// Adds rows with these keys to a state.
+fn with_rows(mut state: MemoryState, rows: &[Bytes]) -> MemoryState {
+    let mut batch = WriteBatch::default();
+    for row in rows {
+        batch.put(Table::Data, keys::row(SHARD, row), Bytes::from_static(b"v"));
+    }
+    state.commit(batch, Applied::default()).unwrap();
+    state
+}
+
+/// Returns the numbers of pairs, sessions and rows of each chunk, and the length of the longest encoded one. The chunks must be right
+/// and have these rows.
+fn chunks_with_rows(
+    state: &MemoryState,
+    room: usize,
+    rows: &[Bytes],
+) -> (Vec<(usize, usize, usize)>, usize) {
+    let (mut counts, mut found, mut longest) = (Vec::new(), Vec::new(), 0);
+    let mut after = Some(Cursor::default());
+    while let Some(from) = after {
+        let mut cutter = Cutter::new(state, SHARD, room);
+        after = cutter.cut(&from, Bugs::default()).unwrap();
+        let sizes = (&cutter.pairs, &cutter.sessions, &cutter.rows);
+        counts.push((sizes.0.len(), sizes.1.len(), sizes.2.len()));
+        found.extend(cutter.rows.iter().map(|(key, _)| key.clone()));
+        let chunk = Chunk {
+            shard: SHARD,
+            config: ConfigNum(9),
+            after: from,
+            pairs: Vec::new(),
+            sessions: Vec::new(),
+            rows: cutter.rows,
+            next: after.clone().map_or_else(done, Next::Chunk),
+        };
+        if !chunk.rows.is_empty() {
+            assert_eq!(crate::install::check_chunk(&chunk, 8), Ok(()));
+            assert!(chunk.has_rows());
+        }
+        let encoded = chunk.encode();
+        longest = longest.max(encoded.len());
+        assert_eq!(Chunk::decode(encoded), Ok(chunk));
+    }
+    assert_eq!(found, rows);
+    (counts, longest)
+}
+
+fn done() -> Next {
+    Next::Done {
+        clock: crate::SessionClock::default(),
+        ttl_ms: 1,
+    }
+}
+
+#[test]
+fn rows_follow_the_sessions() {
+    let rows: Vec<Bytes> = (0..5).map(key).collect();
+    let all = |pairs, sessions, room| {
+        let state = with_rows(state(pairs, sessions), &rows);
+        chunks_with_rows(&state, room, &rows).0
+    };
+    assert_eq!(all(3, 2, usize::MAX), [(3, 2, 5)]);
+    assert_eq!(all(0, 0, usize::MAX), [(0, 0, 5)]);
+    let pair = keys::data(SHARD, &key(0)).len() + 1;
+    let session = keys::session(SHARD, client(0)).len() + 1;
+    // A row that doesn't fit beside others waits, whatever is before it.
+    assert_eq!(
+        all(3, 2, 3 * pair + 2 * session + 1),
+        [(3, 2, 0), (0, 0, 5)]
+    );
+    assert_eq!(all(3, 2, 3 * pair + 2 * session), [(3, 2, 0), (0, 0, 5)]);
+    assert_eq!(all(3, 0, 3 * pair + 1), [(3, 0, 0), (0, 0, 3), (0, 0, 2)]);
+    assert_eq!(
+        all(0, 0, 1),
+        [
+            (0, 0, 1),
+            (0, 0, 1),
+            (0, 0, 1),
+            (0, 0, 1),
+            (0, 0, 1),
+            (0, 0, 0)
+        ]
+    );
+}
+
+/// An entry of the log must hold a chunk, whatever keys clients chose: the key that it follows, the contents or one row, and no more.
+#[test]
+fn rows_with_the_longest_keys_fit_into_chunks() {
+    let long = 3 << 20;
+    let rows: Vec<Bytes> = (0..4).map(|n| vec![n; long].into()).collect();
+    let state = with_rows(state(3, 3), &rows);
+    let room = 512 << 10;
+    let (counts, longest) = chunks_with_rows(&state, room, &rows);
+    let one = (0, 0, 1);
+    assert_eq!(counts, [(3, 3, 0), one, one, one, one, (0, 0, 0)]);
+    assert!(longest < 2 * long + 1_000, "{longest}");
+}
+
+/// Groups of older versions take what has no rows of keyspaces.
+#[test]
+fn chunks_without_rows_are_encoded_as_ever() {
+    let chunk = Chunk {
+        shard: SHARD,
+        config: ConfigNum(9),
+        after: Cursor::default(),
+        pairs: vec![("k".into(), "v".into())],
+        sessions: Vec::new(),
+        rows: Vec::new(),
+        next: Next::Chunk(Cursor::Data("k".into())),
+    };
+    let expected = b"\x02\x03\x09\0\0\x01\x01k\x01v\0\0\0\x01k";
+    let expected = crate::encoding::with_checksum(&Bytes::from_static(expected));
+    assert_eq!(chunk.encode(), expected);
+    assert!(!chunk.has_rows());
 }

@@ -199,6 +199,7 @@ fn install(config: u64, after: Cursor, next: Next) -> Step {
         after,
         pairs: Vec::new(),
         sessions: Vec::new(),
+        rows: Vec::new(),
         next,
     })
 }

@@ -6,14 +6,16 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use bytes::Bytes;
+use keyspace::{Action, DeleteRange, KeyspaceId, KeyspaceOptions, Limits, Put, Span, Write};
 use raft::{EntryId, Index, Term};
 use replica::memory::MemoryState;
 use replica::{Applying, StateMachine, StateStore, Table, Transaction, WriteBatch};
 use shardkv::{
-    Bug, Configure, Genesis, JOURNAL_TTL_MS, JournalStep, KvError, Response, SessionClock, ShardKv,
-    ShardState, Step, Target, read_session_clock,
+    Bug, Configure, Genesis, JOURNAL_TTL_MS, JournalStep, KEYSPACE_LEVEL, KvError, Response,
+    SessionClock, ShardKv, ShardState, Step, Target, encode_keyspace_operation, read_session_clock,
 };
 use types::{Assignment, ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardConfig, ShardId};
 
@@ -77,6 +79,53 @@ impl Operation {
         let to_the_end = random.one_in(3);
         Self::Clear(start, if to_the_end { Bytes::new() } else { end })
     }
+
+    /// Draws an operation of the shard's keyspaces. Some keys are so long that a journal names only how they begin.
+    pub fn keyspace(random: &mut Random) -> Self {
+        let mut key = vec![b'a' + random.below(3) as u8; 1 + random.below(2) as usize];
+        if random.one_in(12) {
+            let begin = [0, 7, 0xff][random.below(3) as usize];
+            key.resize(16_385 + random.below(3) as usize, begin);
+        }
+        let key = Bytes::from(key);
+        let id = KeyspaceId(1 + random.below(2));
+        let write = match random.below(12) {
+            0 => return Self::create(["one", "two"][random.below(2) as usize]),
+            1 => Write::Compact {
+                revision: 2 + i64::from(random.below(200) as u32),
+            },
+            2 | 3 => Write::Clear,
+            4 if random.one_in(8) => Write::Delete,
+            4 | 5 => Write::DeleteRange(DeleteRange {
+                span: Span::Key(key),
+                prev_kv: false,
+            }),
+            _ => Write::Put(Put {
+                key,
+                value: vec![7; random.below(9) as usize].into(),
+                ..Put::default()
+            }),
+        };
+        Self::of_keyspace(Action::In(id, write))
+    }
+
+    /// Returns the operation that creates a keyspace.
+    pub fn create(name: &str) -> Self {
+        Self::of_keyspace(Action::Create {
+            name: name.to_owned(),
+            options: KeyspaceOptions::default(),
+            nonce: NonZeroU64::MIN,
+        })
+    }
+
+    fn of_keyspace(action: Action) -> Self {
+        let operation = keyspace::Operation {
+            shard: SHARD,
+            limits: Limits::default(),
+            action,
+        };
+        Self::Encoded(encode_keyspace_operation(&operation))
+    }
 }
 
 /// One operation at its place in a log.
@@ -85,17 +134,21 @@ pub struct Logged {
     index: u64,
     time: u64,
     operation: Operation,
+    /// The feature level of the group.
+    level: u32,
     /// True if it has an entry of its own, and a batch ends there, so that the test sees the rows.
     ends_batch: bool,
 }
 
-/// The pairs and the sessions of the shard, without the shard's prefix.
-pub type Rows = [BTreeMap<Bytes, Bytes>; 2];
+/// The pairs, the sessions, and the rows of keyspaces of the shard, without the shard's prefix.
+pub type Rows = [BTreeMap<Bytes, Bytes>; 3];
 
 /// A replica, and the number of operations of the log that it has applied.
 pub struct Node {
     pub replica: Replica,
     pub applied: usize,
+    /// The feature level of the last entry that it applied.
+    level: u32,
     bug: Option<Bug>,
 }
 
@@ -104,6 +157,7 @@ impl Node {
         Self {
             replica: Replica::with_bug(GENESIS, bug),
             applied: 0,
+            level: 0,
             bug,
         }
     }
@@ -125,12 +179,20 @@ impl Node {
     }
 
     pub fn rows(&self) -> Rows {
-        [Table::Data, Table::Sessions].map(|table| self.table(table))
+        let keyspaces = self.with_prefix(Table::Data, (SHARD.0 | 1 << 31).to_be_bytes());
+        [
+            self.table(Table::Data),
+            self.table(Table::Sessions),
+            keyspaces,
+        ]
     }
 
     /// Returns the rows of the shard in a table, without the shard's prefix.
     pub fn table(&self, table: Table) -> BTreeMap<Bytes, Bytes> {
-        let prefix = SHARD.0.to_be_bytes();
+        self.with_prefix(table, SHARD.0.to_be_bytes())
+    }
+
+    fn with_prefix(&self, table: Table, prefix: [u8; 4]) -> BTreeMap<Bytes, Bytes> {
         let pairs = self.replica.state.pairs().iter();
         let own = pairs.filter(|((of, key), _)| *of == table && key.starts_with(&prefix));
         own.map(|((_, key), value)| (key.slice(prefix.len()..), value.clone()))
@@ -154,7 +216,7 @@ impl Node {
             let at = Applying {
                 entry: EntryId::new(Term(1), Index(logged.index)),
                 time: LogTime(logged.time),
-                feature_level: 0,
+                feature_level: logged.level,
                 max_value_bytes: MAX_VALUE,
                 awaited: true,
             };
@@ -162,6 +224,7 @@ impl Node {
             applied.digest = transaction.end_entry(at.entry);
             applied.last = at.entry;
             applied.time = at.time;
+            self.level = logged.level;
         }
         transaction.set_digest(None);
         machine.finish_batch(&mut transaction).unwrap();
@@ -171,6 +234,11 @@ impl Node {
         let rows = state.pairs().keys();
         let records = rows.filter(|(table, _)| *table == Table::Sessions).count();
         assert_eq!(machine.session_count(), records, "table and records differ");
+        let has_rows = !self.rows()[2].is_empty();
+        assert!(
+            !has_rows || self.level >= KEYSPACE_LEVEL,
+            "rows below their level"
+        );
     }
 
     /// Replaces the state by a snapshot of another replica's.
@@ -186,6 +254,7 @@ impl Node {
             forget_names(state);
         }
         self.applied = other.applied;
+        self.level = other.level;
         self.replica.restart();
     }
 }
@@ -224,6 +293,8 @@ pub struct Group {
     log: Vec<Logged>,
     /// The difference of the group's log time to the clients'.
     ahead: u64,
+    /// The feature level of the operations that are logged now.
+    pub level: u32,
 }
 
 impl Group {
@@ -233,6 +304,7 @@ impl Group {
             nodes: [Node::new(bug), Node::new(bug)],
             log: Vec::new(),
             ahead,
+            level: KEYSPACE_LEVEL,
         }
     }
 
@@ -273,6 +345,7 @@ impl Group {
         self.log.push(Logged {
             index,
             time: time + self.ahead,
+            level: self.level,
             operation,
             ends_batch,
         });

@@ -305,7 +305,7 @@ impl World {
         let number = match after {
             Cursor::Data(key) if key.is_empty() => 0,
             Cursor::Data(key) => self.keys[key] + 1,
-            Cursor::Sessions(_) => panic!("there are no sessions"),
+            Cursor::Sessions(_) | Cursor::Rows(_) => panic!("there are only pairs"),
         };
         self.keys.insert(key(shard.0, number), number);
         part(shard.0, config.0, number, PARTS, PART_BYTES)

@@ -176,5 +176,6 @@ pub(crate) fn cursor(cursor: &Cursor) -> String {
         Cursor::Data(key) => format!("key {}", key.escape_ascii()),
         Cursor::Sessions(None) => "data".to_owned(),
         Cursor::Sessions(Some(client)) => format!("session {client}"),
+        Cursor::Rows(key) => format!("row {}", key.escape_ascii()),
     }
 }

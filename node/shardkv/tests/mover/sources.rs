@@ -144,6 +144,7 @@ fn empty(shard: ShardId, config: ConfigNum) -> Chunk {
         after: Cursor::default(),
         pairs: Vec::new(),
         sessions: Vec::new(),
+        rows: Vec::new(),
         next: Next::Done {
             clock,
             ttl_ms: 10_000,

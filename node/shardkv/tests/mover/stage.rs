@@ -300,6 +300,7 @@ pub(crate) fn part(shard: u32, config: u64, number: u64, count: u64, bytes: usiz
         after,
         pairs: vec![(key_of(number), Bytes::from(vec![b'v'; bytes]))],
         sessions: Vec::new(),
+        rows: Vec::new(),
         next,
     }
 }

@@ -264,6 +264,7 @@ impl World {
                 after: after.clone(),
                 pairs: Vec::new(),
                 sessions: Vec::new(),
+                rows: Vec::new(),
                 next: Next::Done { clock, ttl_ms },
             }),
             ShardState::Fenced { config, .. } => {

@@ -4,6 +4,7 @@ use replica::memory::MemoryState;
 use replica::{Applied, StateStore, WriteBatch};
 
 use super::*;
+use crate::journal::MAX_NAMED_ROW_BYTES;
 
 const SHARD: ShardId = ShardId(3);
 /// The bytes of a stored pair's key and value.
@@ -113,6 +114,66 @@ fn a_page_that_fills_its_room_is_followed_by_another() {
     assert_eq!(cleared(4, room + 1), [4, 1]);
     // Nothing of the range fits beside its clear.
     assert_eq!(cleared(1, room - 2 * PAIR), [1, 1, 0]);
+}
+
+/// Reads the pages of one long name of rows, of which so many are there. One more row is just outside.
+fn long_rows(count: usize, room: usize) -> Vec<usize> {
+    let prefix = [0xff; MAX_NAMED_ROW_BYTES].to_vec();
+    let mut state = MemoryState::new();
+    let mut batch = WriteBatch::default();
+    let long = |n: usize| [&prefix[..], format!("{n:06}").as_bytes()].concat();
+    for n in 0..count {
+        let stored = keys::row(SHARD, &long(n));
+        batch.put(Table::Data, stored, Bytes::from_static(b"v"));
+    }
+    let next = keys::row(ShardId(SHARD.0 + 1), b"");
+    batch.put(Table::Data, next, Bytes::new());
+    let before = keys::row(SHARD, &prefix[1..]);
+    batch.put(Table::Data, before, Bytes::new());
+    let name = keys::journal_name(SHARD, 1, &Name::Rows(&prefix).encode());
+    batch.put(Table::Journal, name, Bytes::new());
+    state.commit(batch, Applied::default()).unwrap();
+    let (counts, changes) = pages(&state, room);
+    let (first, rows) = changes.split_first().unwrap();
+    assert_eq!(*first, RowChange::ClearRows(prefix.clone().into()));
+    let expected = (0..count).map(|n| RowChange::Row(long(n).into(), Some("v".into())));
+    assert!(rows.iter().cloned().eq(expected));
+    counts
+}
+
+/// A part that begins or ends within the rows of a long name has at most one row of them that exceeds the room.
+#[test]
+fn rows_with_long_keys_are_read_in_parts() {
+    assert_eq!(long_rows(5, usize::MAX), [6]);
+    assert_eq!(long_rows(0, usize::MAX), [1]);
+    assert_eq!(long_rows(3, 1), [1, 1, 1, 1, 0]);
+    // The name itself, two rows, and not quite a third.
+    let row = MAX_NAMED_ROW_BYTES + 4 + 6 + 1;
+    let room = 1 + MAX_NAMED_ROW_BYTES + 3 * row - 1;
+    assert_eq!(long_rows(3, room), [3, 1]);
+    assert_eq!(long_rows(3, room + 1), [4, 0]);
+}
+
+/// A row's name has the row or its absence.
+#[test]
+fn rows_are_read_by_their_names() {
+    let mut state = state(0, [Name::Row(b"a"), Name::Row(b"b")].into_iter());
+    let mut batch = WriteBatch::default();
+    batch.put(
+        Table::Data,
+        keys::row(SHARD, b"b"),
+        Bytes::from_static(b"v"),
+    );
+    // A pair of the same key is another thing.
+    batch.put(Table::Data, keys::data(SHARD, b"a"), Bytes::new());
+    state.commit(batch, Applied::default()).unwrap();
+    let expected = [
+        RowChange::Row("a".into(), None),
+        RowChange::Row("b".into(), Some("v".into())),
+    ];
+    let (counts, changes) = pages(&state, usize::MAX);
+    assert_eq!((counts, &changes[..]), (vec![2], &expected[..]));
+    assert_eq!(pages(&state, 1).0, [1, 1, 0]);
 }
 
 /// Names are read in batches, which the generation may fill exactly.

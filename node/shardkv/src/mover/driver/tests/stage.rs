@@ -225,6 +225,7 @@ pub(super) fn last_chunk() -> Answer {
         after: Cursor::default(),
         pairs: Vec::new(),
         sessions: Vec::new(),
+        rows: Vec::new(),
         next: Next::Done {
             clock: crate::SessionClock {
                 horizon: LogTime(1),
