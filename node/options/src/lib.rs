@@ -5,6 +5,7 @@
 
 mod file;
 mod groups;
+mod keyspaces;
 mod read;
 mod suggest;
 mod table;
@@ -42,6 +43,7 @@ pub struct Options {
     pub advertise: Option<String>,
     /// As given: empty means only this node.
     pub peers: Vec<String>,
+    pub keyspaces: KeyspaceNames,
     pub genesis: GenesisOptions,
     /// The replica's options. Its address is set when it is known.
     pub replica: replica::Options,
@@ -58,6 +60,17 @@ pub struct Options {
     pub log_format: LogFormat,
     pub log_filter: String,
     pub rpc_threads: usize,
+}
+
+/// The names that etcd's clients dial.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the table explains each option")]
+pub struct KeyspaceNames {
+    /// `None`: a call must name its keyspace.
+    pub fallback: Option<String>,
+    pub services: Vec<String>,
+    /// Keyspaces with the addresses of listeners that are bound to them.
+    pub listen: Vec<(String, String)>,
 }
 
 /// The values that a group is created with. Values that are not given are not compared with the stored ones.
@@ -90,6 +103,7 @@ pub struct Limits {
     pub scan_page_pairs: u32,
     pub max_scans: usize,
     pub max_scan_bytes: usize,
+    pub max_keyspace_read_bytes: usize,
     pub max_exports: usize,
     pub max_watchers: usize,
 }
@@ -216,6 +230,7 @@ fn build(values: &mut Values) -> Result<Options, OptionError> {
         listen: address(values, "listen")?,
         advertise: optional_address(values, "advertise")?,
         peers: peers(values)?,
+        keyspaces: keyspaces::names(values)?,
         genesis: genesis(values, kind)?,
         handoff: groups::handoff(values, &limits, replica.max_entry_bytes)?,
         max_forwarded: values.number("max_forwarded", 1, 1 << 20)?,
@@ -261,6 +276,7 @@ fn limits(values: &mut Values) -> Result<Limits, OptionError> {
         scan_page_pairs: values.number("scan_page_pairs", 1, shardkv::MAX_SCAN_PAIRS)?,
         max_scans: values.number("max_scans", 1, 1 << 20)?,
         max_scan_bytes: values.number("max_scan_bytes", 1 << 20, 1 << 40)?,
+        max_keyspace_read_bytes: keyspaces::max_read_bytes(values)?,
         max_exports: values.number("max_exports", 1, 1_024)?,
         max_watchers: values.number("max_watchers", 1, 1 << 20)?,
     };

@@ -276,3 +276,38 @@ fn a_file_is_checked_with_the_environment_that_it_will_meet() {
     let error = check("node.yaml", "", [("SHARDKV_GID", "1")]).unwrap_err();
     assert_eq!(error.place, "--data-dir");
 }
+
+fn keyspaces_of(settings: &[(&str, &str)]) -> Result<KeyspaceNames, String> {
+    let mut values = Values::new("", Vec::new());
+    values.add_environment(settings.iter().copied());
+    keyspaces::names(&mut values).map_err(|error| error.to_string())
+}
+
+#[test]
+fn names_of_keyspaces_are_checked() {
+    let default = keyspaces_of(&[]).unwrap();
+    assert_eq!(default.fallback.as_deref(), Some("default"));
+    assert_eq!((default.services.len(), default.listen.len()), (0, 0));
+    let given = keyspaces_of(&[
+        ("SHARDKV_FALLBACK_KEYSPACE", "none"),
+        ("SHARDKV_SERVICE_NAMES", "db.prod.svc, db"),
+        ("SHARDKV_KEYSPACE_LISTEN", "a=127.0.0.1:0,b.c=[::1]:2379"),
+    ]);
+    let given = given.unwrap();
+    assert_eq!(given.fallback, None);
+    assert_eq!(given.services, ["db.prod.svc", "db"]);
+    let listen = [("a", "127.0.0.1:0"), ("b.c", "[::1]:2379")];
+    let listen = listen.map(|(name, address)| (name.to_owned(), address.to_owned()));
+    assert_eq!(given.listen, listen);
+    for (variable, value) in [
+        ("SHARDKV_FALLBACK_KEYSPACE", "No"),
+        ("SHARDKV_FALLBACK_KEYSPACE", ""),
+        ("SHARDKV_SERVICE_NAMES", "db:7400"),
+        ("SHARDKV_KEYSPACE_LISTEN", "127.0.0.1:2379"),
+        ("SHARDKV_KEYSPACE_LISTEN", "A=127.0.0.1:2379"),
+        ("SHARDKV_KEYSPACE_LISTEN", "a=127.0.0.1"),
+    ] {
+        let refused = keyspaces_of(&[(variable, value)]).unwrap_err();
+        assert!(refused.starts_with(variable), "{refused}");
+    }
+}

@@ -27,6 +27,14 @@ pub(crate) struct Admission {
     pub(crate) relayed_pages: PageBudget,
     /// The budget of pages that scans over all groups hold, one of each group, until they are merged.
     pub(crate) merged_pages: PageBudget,
+    /// The budget of answers to reads of single keys of keyspaces.
+    pub(crate) points: PageBudget,
+    /// The budget of answers to ranges of keyspaces.
+    pub(crate) ranges: PageBudget,
+    /// The budget of answers of other nodes about keyspaces.
+    pub(crate) relayed_ranges: PageBudget,
+    /// The most bytes of the answer to one range.
+    pub(crate) max_range_bytes: usize,
     /// The window of HTTP/2 of a stream of pages from another node, which a node may fill before anything is read.
     pub(crate) page_window_bytes: u32,
     scans: Arc<Semaphore>,
@@ -50,6 +58,10 @@ impl Admission {
             pages: PageBudget::new(limits.max_scan_bytes, patience),
             relayed_pages: PageBudget::new(limits.max_scan_bytes, patience),
             merged_pages: PageBudget::new(limits.max_scan_bytes, patience),
+            points: PageBudget::new(limits.max_keyspace_read_bytes / 4, patience),
+            ranges: PageBudget::new(limits.max_keyspace_read_bytes, patience),
+            relayed_ranges: PageBudget::new(limits.max_keyspace_read_bytes, patience),
+            max_range_bytes: limits.max_keyspace_read_bytes / 2,
             page_window_bytes: page_window_bytes(limits),
             scans: Arc::new(Semaphore::new(limits.max_scans)),
             relayed_scans: Arc::new(Semaphore::new(limits.max_scans)),
@@ -163,6 +175,7 @@ mod tests {
             scan_page_pairs: 1,
             max_scans: 1,
             max_scan_bytes: 1,
+            max_keyspace_read_bytes: 1,
             max_exports: 1,
             max_watchers: 2,
         };

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use api::etcd::etcdserverpb::auth_server::AuthServer;
+use api::etcd::etcdserverpb::cluster_server::ClusterServer;
+use api::etcd::etcdserverpb::kv_server::KvServer as EtcdKvServer;
+use api::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
 use api::v1::admin_server::AdminServer;
 use api::v1::handoff_server::HandoffServer;
 use api::v1::kv_server::{KvServer, SERVICE_NAME as KV};
 use api::v1::raft_server::RaftServer;
 use api::v1::shardctrler_server::ShardctrlerServer;
-use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::transport::Server;
@@ -20,13 +23,16 @@ use tower::util::MapResponseLayer;
 
 use crate::files;
 use crate::lifecycle::Lifecycle;
-use crate::listen::{self, Bounds};
+use crate::listen::{self, Bounds, Listener};
 use crate::metrics::Metrics;
 use crate::options::{Limits, MAX_FRAME_BYTES, Network};
 use crate::progress::Progress;
 use crate::reserve::calls::ReserveLayer;
 use crate::services::admin::AdminService;
 use crate::services::ctrl::CtrlService;
+use crate::services::etcd;
+use crate::services::etcd::edge::EtcdLayer;
+use crate::services::etcd::serve::EtcdServices;
 use crate::services::handoff::HandoffService;
 use crate::services::kv::KvService;
 use crate::services::peers::PeerService;
@@ -34,6 +40,9 @@ use crate::services::{typed, unfetched};
 
 /// The maximum size of small requests and answers.
 const SMALL_MESSAGE_BYTES: usize = 64 << 10;
+/// The maximum size of a request of etcd's clients. As in etcd, there is some room above what a keyspace takes, so that the keyspace
+/// refuses what is a little too large.
+const ETCD_MESSAGE_BYTES: usize = 2 << 20;
 /// The factor by which a server waits longer for silent callers than callers wait for a silent server.
 const CALLERS_PATIENCE: u32 = 3;
 /// The pause between two looks at the replica's thread.
@@ -44,6 +53,7 @@ const HEALTH_NAMES: [&str; 2] = ["", KV];
 /// The services of a node, and the bounds of their server.
 pub(crate) struct Services {
     pub(crate) kv: KvService,
+    pub(crate) etcd: Arc<EtcdServices>,
     pub(crate) ctrl: CtrlService,
     pub(crate) handoff: HandoffService,
     pub(crate) admin: AdminService,
@@ -58,11 +68,12 @@ pub(crate) struct Services {
 /// Serves until `stop` resolves and all connections are closed.
 pub(crate) async fn serve(
     services: Services,
-    listener: TcpListener,
+    listeners: Vec<Listener>,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let Services {
         kv,
+        etcd,
         ctrl,
         handoff,
         admin,
@@ -78,11 +89,22 @@ pub(crate) async fn serve(
         reserved: files::reserved_connections(limits.max_connections),
         patience: network.handshake_timeout,
     };
-    let connections = listen::connections(listener, bounds, Arc::clone(&metrics));
+    let connections = listen::connections(listeners, bounds, Arc::clone(&metrics));
     let kv = KvServer::new(kv)
         .max_decoding_message_size(limits.max_request_bytes)
         // A page ends after the pair that reaches the size limit.
         .max_encoding_message_size(usize::MAX);
+    let etcd_kv = EtcdKvServer::new(etcd::kv::KvService(Arc::clone(&etcd)))
+        .max_decoding_message_size(ETCD_MESSAGE_BYTES)
+        // Reads have a budget of their own.
+        .max_encoding_message_size(usize::MAX);
+    let maintenance = etcd::maintenance::MaintenanceService(Arc::clone(&etcd));
+    let maintenance =
+        MaintenanceServer::new(maintenance).max_decoding_message_size(SMALL_MESSAGE_BYTES);
+    let cluster = ClusterServer::new(etcd::cluster::ClusterService(Arc::clone(&etcd)))
+        .max_decoding_message_size(SMALL_MESSAGE_BYTES);
+    let auth = AuthServer::new(etcd::auth::AuthService(etcd))
+        .max_decoding_message_size(SMALL_MESSAGE_BYTES);
     let admin = AdminServer::new(admin).max_decoding_message_size(SMALL_MESSAGE_BYTES);
     let ctrl = ShardctrlerServer::new(ctrl)
         .max_decoding_message_size(limits.max_request_bytes)
@@ -94,6 +116,7 @@ pub(crate) async fn serve(
     let peers = RaftServer::new(peers).max_decoding_message_size(MAX_FRAME_BYTES);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(api::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(api::etcd::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .context("the reflection service can't be built")?;
@@ -117,7 +140,12 @@ pub(crate) async fn serve(
         })
         .layer(MapResponseLayer::new(unfetched::response))
         .layer(MapResponseLayer::new(typed::response::<Body>))
+        .layer(EtcdLayer)
         .add_service(kv)
+        .add_service(etcd_kv)
+        .add_service(maintenance)
+        .add_service(cluster)
+        .add_service(auth)
         .add_service(peers)
         .add_service(ctrl)
         .add_service(handoff)

@@ -22,11 +22,19 @@ use crate::reserve::{Reserve, Seat};
 /// A connection that holds one of the allowed slots, or a place in the reserve.
 pub(crate) struct Connection {
     stream: TcpStream,
+    /// The keyspace that the listener is bound to.
+    keyspace: Option<Arc<str>>,
     /// Given back when the connection is dropped.
     slot: Slot,
 }
 
-/// The bounds of a listener.
+/// A listener, and the keyspace that it is bound to.
+pub(crate) struct Listener {
+    pub(crate) socket: TcpListener,
+    pub(crate) keyspace: Option<Arc<str>>,
+}
+
+/// The bounds of all listeners together.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
     /// The most connections of clients.
@@ -107,10 +115,10 @@ pub(crate) async fn bind(address: &str) -> io::Result<(TcpListener, SocketAddr)>
     Ok((listener, bound))
 }
 
-/// Returns the connections of a listener within its bounds. Connections that send nothing in time are closed. Dropping the stream
+/// Returns the connections of listeners within their bounds. Connections that send nothing in time are closed. Dropping the stream
 /// stops accepting.
 pub(crate) fn connections(
-    listener: TcpListener,
+    listeners: Vec<Listener>,
     bounds: Bounds,
     metrics: Arc<Metrics>,
 ) -> ReceiverStream<io::Result<Connection>> {
@@ -127,47 +135,66 @@ pub(crate) fn connections(
         open,
         metrics,
     });
-    tokio::spawn(async move {
-        loop {
-            let arrived = tokio::select! {
-                arrived = listener.accept() => arrived,
-                () = accepted.closed() => return,
-            };
-            let stream = match arrived {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Most likely the process has no file descriptors left. An immediate retry would only burn the CPU.
-                    tracing::warn!("can't accept a connection: {error}");
-                    sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
-            let Some(slot) = slots.take() else {
-                slots.metrics.refused_connections.inc();
-                continue;
-            };
-            let accepted = accepted.clone();
-            tokio::spawn(async move {
-                // Nagle's algorithm would delay small answers.
-                let begun = tokio::select! {
-                    begun = timeout(patience, stream.readable()) => matches!(begun, Ok(Ok(()))),
-                    () = poll_fn(|cx| slot.poll_closed(cx)) => false,
-                };
-                if stream.set_nodelay(true).is_ok() && begun {
-                    // If the receiver is gone, the server has stopped.
-                    let _ = accepted.send(Ok(Connection { stream, slot })).await;
-                }
-            });
-        }
-    });
+    for listener in listeners {
+        let accepted = accepted.clone();
+        tokio::spawn(accept(listener, patience, Arc::clone(&slots), accepted));
+    }
     ReceiverStream::new(stream)
+}
+
+async fn accept(
+    listener: Listener,
+    patience: Duration,
+    slots: Arc<Slots>,
+    accepted: mpsc::Sender<io::Result<Connection>>,
+) {
+    let Listener { socket, keyspace } = listener;
+    loop {
+        let arrived = tokio::select! {
+            arrived = socket.accept() => arrived,
+            () = accepted.closed() => return,
+        };
+        let stream = match arrived {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Most likely the process has no file descriptors left. An immediate retry would only burn the CPU.
+                tracing::warn!("can't accept a connection: {error}");
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Some(slot) = slots.take() else {
+            slots.metrics.refused_connections.inc();
+            continue;
+        };
+        let (accepted, keyspace) = (accepted.clone(), keyspace.clone());
+        tokio::spawn(async move {
+            // Nagle's algorithm would delay small answers.
+            let begun = tokio::select! {
+                begun = timeout(patience, stream.readable()) => matches!(begun, Ok(Ok(()))),
+                () = poll_fn(|cx| slot.poll_closed(cx)) => false,
+            };
+            if stream.set_nodelay(true).is_ok() && begun {
+                let connection = Connection {
+                    stream,
+                    keyspace,
+                    slot,
+                };
+                // If the receiver is gone, the server has stopped.
+                let _ = accepted.send(Ok(connection)).await;
+            }
+        });
+    }
 }
 
 impl Connected for Connection {
     type ConnectInfo = Origin;
 
     fn connect_info(&self) -> Origin {
-        Origin(self.slot.seat.clone())
+        Origin {
+            seat: self.slot.seat.clone(),
+            keyspace: self.keyspace.clone(),
+        }
     }
 }
 
@@ -233,7 +260,11 @@ mod tests {
             reserved: 1,
             patience: Duration::from_secs(10),
         };
-        let mut arriving = connections(listener, bounds, Arc::new(Metrics::new()));
+        let listener = Listener {
+            socket: listener,
+            keyspace: None,
+        };
+        let mut arriving = connections(vec![listener], bounds, Arc::new(Metrics::new()));
         let mut silent = TcpStream::connect(address).await.unwrap();
         silent.write_all(b"x").await.unwrap();
         let mut connection = arriving.next().await.unwrap().unwrap();

@@ -6,12 +6,14 @@ use storage::Cause;
 use tokio::net::TcpListener;
 
 use crate::exit::{ExitCode, Fatal};
-use crate::listen;
+use crate::listen::{self, Listener};
 use crate::options::Options;
 
 /// The bound listeners and the advertised address.
 pub(crate) struct Listeners {
-    pub(crate) grpc: TcpListener,
+    /// The listener for clients and peers, and those of single keyspaces.
+    pub(crate) grpc: Vec<Listener>,
+    /// The address of the first.
     pub(crate) bound: SocketAddr,
     /// The address that other nodes use.
     pub(crate) advertised: String,
@@ -21,7 +23,19 @@ pub(crate) struct Listeners {
 impl Listeners {
     /// Binds the sockets that the options ask for.
     pub(crate) async fn bind(options: &Options) -> Result<Self, Fatal> {
-        let (grpc, bound) = bind("listen", &options.listen).await?;
+        let (socket, bound) = bind("listen", &options.listen).await?;
+        let mut grpc = vec![Listener {
+            socket,
+            keyspace: None,
+        }];
+        for (keyspace, address) in &options.keyspaces.listen {
+            let (socket, bound) = bind("keyspace-listen", address).await?;
+            tracing::info!("etcd's clients of the keyspace {keyspace} may dial {bound}");
+            grpc.push(Listener {
+                socket,
+                keyspace: Some(keyspace.as_str().into()),
+            });
+        }
         let advertised = advertised(options, bound)?;
         let metrics = match &options.metrics_listen {
             Some(address) => Some(bind("metrics-listen", address).await?),

@@ -33,6 +33,9 @@ use crate::routing::Routing;
 use crate::services::admin::AdminService;
 use crate::services::all_groups::AllGroups;
 use crate::services::ctrl::{CtrlService, Cuts, Proofs};
+use crate::services::etcd::naming::Naming;
+use crate::services::etcd::serve::EtcdServices;
+use crate::services::etcd::store::{self, Keyspaces, Known};
 use crate::services::export::Exporter;
 use crate::services::handoff::{self, HandoffService};
 use crate::services::kv::KvService;
@@ -143,6 +146,7 @@ impl Parts {
         ));
         Services {
             kv: self.kv_service(Arc::clone(&readers)),
+            etcd: self.etcd_services(&state),
             ctrl: self.ctrl_service(),
             handoff: HandoffService::new(
                 Arc::clone(&self.replica),
@@ -210,6 +214,43 @@ impl Parts {
                 metrics: Arc::clone(&self.metrics),
             },
         }
+    }
+
+    fn etcd_services(&self, state: &StateReads) -> Arc<EtcdServices> {
+        let readers = |kind| {
+            let seconds = self.metrics.keyspaces.state_read_seconds.clone();
+            Readers::new(state.clone(), kind, seconds)
+        };
+        let keyspaces = Keyspaces {
+            replica: Arc::clone(&self.replica),
+            routing: Arc::clone(&self.routing),
+            readers: readers(store::READ_KIND),
+            long_readers: readers(store::LONG_READ_KIND),
+            known: Known::default(),
+            limits: keyspace::Limits::default(),
+        };
+        let Options {
+            keyspaces: names,
+            listen,
+            peers,
+            controllers,
+            ..
+        } = &self.options;
+        let own = [listen.as_str(), self.peers.address()];
+        let own = own.into_iter().chain(
+            [peers, controllers, &names.services]
+                .into_iter()
+                .flatten()
+                .map(String::as_str),
+        );
+        Arc::new(EtcdServices {
+            keyspaces: Arc::new(keyspaces),
+            naming: Naming::new(own, names.fallback.clone()),
+            lifecycle: Arc::clone(&self.lifecycle),
+            forwarder: Arc::clone(&self.forwarder),
+            admission: Arc::clone(&self.admission),
+            metrics: Arc::clone(&self.metrics),
+        })
     }
 
     /// Returns the options of the client that scans all groups.

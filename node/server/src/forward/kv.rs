@@ -153,7 +153,7 @@ fn owner_of_key(forwarder: &Forwarder, key: &[u8]) -> Result<Destination, ErrorD
 }
 
 /// Returns the group that owns a shard, as far as this node knows.
-fn owner(forwarder: &Forwarder, shard: ShardId) -> Result<Destination, ErrorDetail> {
+pub(super) fn owner(forwarder: &Forwarder, shard: ShardId) -> Result<Destination, ErrorDetail> {
     if forwarder.routing.kind() == GroupKind::Standalone {
         return Ok(own_group(forwarder));
     }

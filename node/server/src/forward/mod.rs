@@ -18,6 +18,7 @@
 
 mod channels;
 mod ctrl;
+mod etcd;
 mod kv;
 mod leaders;
 mod places;
@@ -40,6 +41,7 @@ use types::{ConfigNum, Gid};
 
 pub(crate) use channels::{ChannelError, Channels};
 pub(crate) use ctrl::{ControllerRequest, controllers};
+pub(crate) use etcd::keyspace;
 pub(crate) use kv::{export, item, no_config, open_session, own_group, scan};
 pub(crate) use leaders::Leaders;
 pub(crate) use places::Waiting;

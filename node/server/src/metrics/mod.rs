@@ -1,6 +1,7 @@
 //! The node's metrics, under Prometheus' naming conventions.
 
 mod figures;
+mod keyspaces;
 mod scans;
 mod shards;
 pub(crate) mod watch;
@@ -17,6 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use figures::Kind;
 pub(crate) use figures::{raise, set};
+use keyspaces::KeyspaceMetrics;
 use scans::ScanMetrics;
 use shards::ShardMetrics;
 
@@ -69,6 +71,7 @@ pub(crate) struct Metrics {
     pub(crate) replica: ReplicaMetrics,
     pub(crate) handoff: HandoffMetrics,
     pub(crate) scans: ScanMetrics,
+    pub(crate) keyspaces: KeyspaceMetrics,
     pub(crate) shards: ShardMetrics,
 }
 
@@ -161,6 +164,7 @@ impl Metrics {
             replica: ReplicaMetrics::default(),
             handoff: HandoffMetrics::new(),
             scans: ScanMetrics::new(),
+            keyspaces: KeyspaceMetrics::new(),
             shards: ShardMetrics::default(),
         };
         metrics.register_requests();
@@ -169,6 +173,7 @@ impl Metrics {
         metrics.register_members();
         metrics.register_handoff();
         metrics.scans.register(&mut metrics.registry);
+        metrics.keyspaces.register(&mut metrics.registry);
         metrics.shards.register(&mut metrics.registry);
         metrics
     }

@@ -24,6 +24,7 @@ use tower::{Layer, Service};
 
 use super::{Call, Seat};
 use crate::metrics::Metrics;
+use crate::services::etcd::edge::is_etcds;
 
 /// The user agent of nodes.
 pub(crate) const NODE: &str = "shardkv-node";
@@ -34,9 +35,14 @@ const RETRY_AFTER_MS: u32 = 1_000;
 const MOST_READ_BYTES: usize = 1 << 20;
 const MOST_READ_TIME: Duration = Duration::from_millis(100);
 
-/// The connection that a call came over: `None` for one with the slot of a client's connection.
+/// The connection that a call came over.
 #[derive(Clone)]
-pub(crate) struct Origin(pub(crate) Option<Seat>);
+pub(crate) struct Origin {
+    /// Its place in the reserve; `None` for one with the slot of a client's connection.
+    pub(crate) seat: Option<Seat>,
+    /// The keyspace that its listener is bound to.
+    pub(crate) keyspace: Option<Arc<str>>,
+}
 
 /// Adds [`ReserveService`] to a server.
 #[derive(Clone)]
@@ -79,7 +85,7 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let origin = request.extensions().get::<Origin>();
-        let Some(seat) = origin.and_then(|origin| origin.0.clone()) else {
+        let Some(seat) = origin.and_then(|origin| origin.seat.clone()) else {
             return Either::Left(self.inner.call(request));
         };
         if is_clients(&request) && !seat.become_clients() {
@@ -121,13 +127,14 @@ async fn read_rest(mut body: Body) {
     let _ = timeout(MOST_READ_TIME, rest).await;
 }
 
-/// Returns true for a call of a client: for keys, or for the configurations.
+/// Returns true for a call of a client: for keys, for keyspaces, or for the configurations.
 fn is_clients<B>(request: &Request<B>) -> bool {
-    let path = request.uri().path().strip_prefix('/').unwrap_or_default();
-    let of_clients = match path.split_once('/') {
-        Some((service, method)) => service == KV || (service, method) == (CONTROLLERS, "Watch"),
-        None => false,
-    };
+    let path = request.uri().path();
+    let of_clients = is_etcds(path)
+        || match path.trim_start_matches('/').split_once('/') {
+            Some((service, method)) => service == KV || (service, method) == (CONTROLLERS, "Watch"),
+            None => false,
+        };
     let agent = request.headers().get(USER_AGENT);
     of_clients && !agent.is_some_and(|agent| is_nodes(agent.as_bytes()))
 }
@@ -178,6 +185,7 @@ mod tests {
         let table = [
             ("/shardkv.v1.Kv/Put", true),
             ("/shardkv.v1.Kv/Batch", true),
+            ("/etcdserverpb.KV/Range", true),
             ("/shardkv.v1.Shardctrler/Watch", true),
             ("/shardkv.v1.Shardctrler/Join", false),
             ("/shardkv.v1.Raft/Stream", false),
@@ -252,7 +260,10 @@ mod tests {
                 .unwrap();
             // The connection holds it, too.
             let seat = reserve.enter();
-            request.extensions_mut().insert(Origin(seat.clone()));
+            request.extensions_mut().insert(Origin {
+                seat: seat.clone(),
+                keyspace: None,
+            });
             let mut call = layer.layer(Silent).call(request);
             assert!((&mut call).now_or_never().is_none(), "{path} goes on");
             assert_eq!(reserve.enter().is_none(), keeps, "{path}");

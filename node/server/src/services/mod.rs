@@ -7,6 +7,7 @@ pub(crate) mod batch;
 pub(crate) mod ctrl;
 mod cuts;
 pub(crate) mod destination;
+pub(crate) mod etcd;
 pub(crate) mod export;
 pub(crate) mod handoff;
 pub(crate) mod kv;

@@ -1,0 +1,42 @@
+//! Forwarding of calls of etcd's clients to the group that owns the keyspace.
+
+use std::time::Instant;
+
+use api::v1::ErrorDetail;
+use tonic::Status;
+use tonic::transport::Channel;
+use types::{Gid, ShardId};
+
+use super::kv::owner;
+use super::{Forwarder, Repeat, Terms, call};
+use crate::services::etcd::status::is_final;
+
+/// Passes a call, which arrived at this time and takes so many bytes, to the leader of the group that owns a shard. The refusal
+/// of the keyspace there is an answer, too.
+pub(crate) async fn keyspace<T, F>(
+    forwarder: &Forwarder,
+    shard: ShardId,
+    (repeat, bytes): (Repeat, usize),
+    arrived: Instant,
+    ask: impl Fn(Channel, Gid) -> F,
+) -> Result<Result<T, Status>, ErrorDetail>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let terms = Terms {
+        repeat,
+        bytes,
+        deadline: forwarder.deadline(arrived),
+    };
+    let route = || owner(forwarder, shard);
+    call(forwarder, route, terms, |channel, gid| {
+        let asked = ask(channel, gid);
+        async move {
+            match asked.await {
+                Err(status) if is_final(&status) => Ok(Err(status)),
+                answer => answer.map(Ok),
+            }
+        }
+    })
+    .await
+}

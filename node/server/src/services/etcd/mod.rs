@@ -1,0 +1,21 @@
+//! etcd's API: what any client of etcd v3 says to a keyspace.
+//!
+//! - [`edge`] keeps the authority of a call, and [`naming`] decides which keyspace the call means.
+//! - [`serve`] answers a call here, or at the node that can.
+//! - [`store`] finds, reads and writes a keyspace of this node's group.
+//! - [`requests`] and [`answers`] convert messages, and [`status`] refusals.
+//! - [`ranges`] bounds what reads take, and serves ranges in parts.
+//! - [`kv`], [`maintenance`], [`cluster`] and [`auth`] are the services.
+
+mod answers;
+pub(crate) mod auth;
+pub(crate) mod cluster;
+pub(crate) mod edge;
+pub(crate) mod kv;
+pub(crate) mod maintenance;
+pub(crate) mod naming;
+mod ranges;
+mod requests;
+pub(crate) mod serve;
+pub(crate) mod status;
+pub(crate) mod store;

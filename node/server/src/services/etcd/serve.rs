@@ -1,0 +1,254 @@
+//! Answers a call here, or at the node that can.
+//!
+//! A call that another node must answer is passed on once, as calls for the flat map are ([`forward`]). A call
+//! waits while its shard is moved, or while its group has no leader, until the request's time is over. Where a client's own deadline is shorter, the gRPC library drops the call.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::errors;
+use api::v1::ErrorDetail;
+use prometheus_client::metrics::histogram::Histogram;
+use prost::Message;
+use shardkv::GroupKind;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use super::edge::Authority;
+use super::naming::{KEYSPACE_METADATA_KEY, Naming, Said};
+use super::status::{self, Failure};
+use super::store::Keyspaces;
+use crate::admission::Admission;
+use crate::forward::{
+    self, Forwarder, Repeat, is_elsewhere, is_forbidden, is_on_its_way, once_for,
+};
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::page_budget::PageShare;
+use crate::reserve::calls::Origin;
+use crate::services::destination;
+use crate::services::unfetched::Unfetched;
+
+/// The pause between attempts while a shard is on its way here.
+const ON_ITS_WAY_PAUSE: Duration = Duration::from_millis(20);
+/// Answers of other nodes up to this size need no share of the budget.
+const SMALL_ANSWER_BYTES: usize = 16 << 10;
+
+/// The parts that all services for clients of etcd share.
+pub(crate) struct EtcdServices {
+    pub(crate) keyspaces: Arc<Keyspaces>,
+    pub(crate) naming: Naming,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) forwarder: Arc<Forwarder>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What the metadata of a call says.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    /// The keyspace.
+    pub(crate) keyspace: String,
+    /// The authority that the client dialled.
+    pub(crate) authority: Option<String>,
+    /// True if the call must not be forwarded.
+    pub(crate) forbidden: bool,
+    /// The time of the call's arrival.
+    pub(crate) arrived: Instant,
+}
+
+/// An answer that was made here, with its share of the budget of answers.
+pub(crate) struct Answered<T> {
+    pub(crate) answer: T,
+    pub(crate) share: Option<PageShare>,
+}
+
+impl<T> From<T> for Answered<T> {
+    fn from(answer: T) -> Self {
+        Self {
+            answer,
+            share: None,
+        }
+    }
+}
+
+/// A method with one request and one answer.
+pub(crate) trait Method {
+    type Request: Message + Clone + Send + Sync + 'static;
+    type Answer: Message + Send + 'static;
+
+    /// Returns the right to repeat a call whose outcome is unknown.
+    fn repeat(request: &Self::Request) -> Repeat;
+
+    /// Returns the histogram of the method's latency.
+    fn latency(metrics: &Metrics) -> &Histogram;
+
+    /// Answers a call at this node's group.
+    fn here(
+        services: &EtcdServices,
+        call: &Call,
+        request: Self::Request,
+    ) -> impl Future<Output = Result<Answered<Self::Answer>, Failure>> + Send;
+
+    /// Asks another node.
+    fn there(
+        channel: Channel,
+        request: Request<Self::Request>,
+    ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
+}
+
+impl EtcdServices {
+    /// Reads the metadata of a call. Refuses a call for another cluster or group.
+    pub(crate) fn call<T>(&self, request: &Request<T>) -> Result<Call, Status> {
+        let metadata = request.metadata();
+        if let Err(error) = destination::check(&self.keyspaces.routing, metadata) {
+            return Err(self.metrics.reject(&error));
+        }
+        let extensions = request.extensions();
+        let authority = extensions.get::<Authority>();
+        let origin = extensions.get::<Origin>();
+        let said = Said {
+            bound: origin.and_then(|origin| origin.keyspace.as_deref()),
+            metadata: metadata
+                .get(KEYSPACE_METADATA_KEY)
+                .map(MetadataValue::as_encoded_bytes),
+            authority: authority.map(|authority| authority.0.as_str()),
+        };
+        let keyspace = self.naming.keyspace_of(said);
+        Ok(Call {
+            keyspace: keyspace.map_err(|error| {
+                status::finally(tonic::Code::InvalidArgument, error.to_string())
+            })?,
+            authority: authority.map(|authority| authority.0.clone()),
+            forbidden: is_forbidden(metadata),
+            arrived: Instant::now(),
+        })
+    }
+
+    /// Answers a call here, or at the node that can.
+    pub(crate) async fn serve<M: Method>(
+        &self,
+        request: Request<M::Request>,
+    ) -> Result<Response<M::Answer>, Status> {
+        let call = self.call(&request)?;
+        let answer = self.answer::<M>(&call, request.into_inner()).await;
+        let latency = call.arrived.elapsed().as_secs_f64();
+        M::latency(&self.metrics).observe(latency);
+        let Answered { answer, share } = answer.map_err(|failure| self.status(&call, failure))?;
+        let mut response = Response::new(answer);
+        if let Some(share) = share {
+            let unfetched = Unfetched::default();
+            unfetched.keep(Some(share));
+            response.extensions_mut().insert(Arc::new(unfetched));
+        }
+        Ok(response)
+    }
+
+    /// Returns the status of a call that failed.
+    pub(crate) fn status(&self, call: &Call, failure: Failure) -> Status {
+        match failure {
+            Failure::Refused(refusal) => status::refused(refusal, &call.keyspace),
+            Failure::Status(status) => *status,
+            // The node that forwards the call follows it.
+            Failure::Node(error) if call.forbidden => self.metrics.reject(&error),
+            Failure::Node(error) => {
+                self.metrics.rejected(&error);
+                status::failed(&error)
+            }
+        }
+    }
+
+    /// As [`EtcdServices::serve`], without the answer's metadata.
+    pub(super) async fn answer<M: Method>(
+        &self,
+        call: &Call,
+        request: M::Request,
+    ) -> Result<Answered<M::Answer>, Failure> {
+        let routing = &self.keyspaces.routing;
+        if routing.kind() == GroupKind::Controller {
+            if call.forbidden {
+                return Err(routing.wrong_group().into());
+            }
+            return self.elsewhere::<M>(call, request).await;
+        }
+        if call.forbidden {
+            return M::here(self, call, request).await;
+        }
+        let deadline = self.forwarder.deadline(call.arrived).into_std();
+        let mut waiting = None;
+        loop {
+            // The clone shares the bytes.
+            let error = match M::here(self, call, request.clone()).await {
+                Err(Failure::Node(error)) => error,
+                answer => return answer,
+            };
+            if is_elsewhere(&error) {
+                drop(waiting);
+                return self.elsewhere::<M>(call, request).await;
+            }
+            // The shard is on its way here, so the call waits for it, unless too many do.
+            if waiting.is_none() && is_on_its_way(&error) {
+                waiting = self.forwarder.wait_for(routing.gid());
+            }
+            if waiting.is_none() || !is_on_its_way(&error) || Instant::now() >= deadline {
+                return Err(error.into());
+            }
+            let pause = tokio::time::sleep(ON_ITS_WAY_PAUSE);
+            if self.lifecycle.unless_draining(pause).await.is_none() {
+                return Err(error.into());
+            }
+        }
+    }
+
+    async fn elsewhere<M: Method>(
+        &self,
+        call: &Call,
+        request: M::Request,
+    ) -> Result<Answered<M::Answer>, Failure> {
+        let bytes = request.encoded_len();
+        let repeat = M::repeat(&request);
+        let answer = self.forward(call, repeat, bytes, |channel, outgoing| {
+            M::there(channel, outgoing.map(|()| request.clone()))
+        });
+        let answer = answer.await?.into_inner();
+        let size = answer.encoded_len();
+        let share = if size > SMALL_ANSWER_BYTES {
+            Some(self.admission.relayed_ranges.take(size).await?)
+        } else {
+            None
+        };
+        Ok(Answered { answer, share })
+    }
+
+    /// Passes a call to the leader of the group that owns its keyspace. `ask` gets a request with the metadata of the call.
+    pub(crate) async fn forward<T, F>(
+        &self,
+        call: &Call,
+        repeat: Repeat,
+        bytes: usize,
+        ask: impl Fn(Channel, Request<()>) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let shard = self.keyspaces.shard(&call.keyspace)?;
+        let name = MetadataValue::try_from(&call.keyspace).map_err(|_| nameless())?;
+        let ask = |channel, gid| {
+            let mut outgoing = once_for(&self.forwarder, gid, ());
+            let metadata = outgoing.metadata_mut();
+            metadata.insert(KEYSPACE_METADATA_KEY, name.clone());
+            ask(channel, outgoing)
+        };
+        let answer =
+            forward::keyspace(&self.forwarder, shard, (repeat, bytes), call.arrived, ask).await?;
+        answer.map_err(|status| Failure::Status(Box::new(status)))
+    }
+}
+
+fn nameless() -> ErrorDetail {
+    errors::bad_request(
+        KEYSPACE_METADATA_KEY,
+        "it has characters that metadata can't hold",
+    )
+}

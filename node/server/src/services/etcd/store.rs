@@ -1,0 +1,378 @@
+//! The keyspaces as services use them: find, read and write one by its name.
+//!
+//! - [`Keyspaces::read`] finds the keyspace in the same state that it reads, so no cache can mislead it.
+//! - [`Keyspaces::write`] needs the keyspace's id before the log. It remembers ids, and looks a name up again when the keyspace with
+//!   the id is gone. A write whose outcome isn't known is never proposed again.
+//!
+//! All of it works at the leader of the group that owns the keyspace's shard, and serializable reads at each of the group's nodes.
+//! Other nodes get [`Failure::Node`] with a refusal that [`serve`](super::serve) follows.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use api::etcd::etcdserverpb::ResponseHeader;
+use api::v1::ErrorDetail;
+use keyspace::{
+    Action, Answer, Limits, Op, Operation, Outcome, Place, Record, Refusal, Txn, Write,
+};
+use raft::StoreError;
+use replica::{PairReader, Request};
+use shardkv::{GroupKind, encode_keyspace_operation, read_keyspaces};
+use types::{ShardId, shard_of};
+
+use super::status::Failure;
+use crate::convert::kv;
+use crate::forward::no_config;
+use crate::reads::{ReadKind, Readers};
+use crate::replica_handle::ReplicaHandle;
+use crate::routing::Routing;
+
+/// The most remembered keyspaces. One takes some 200 bytes.
+const MAX_KNOWN: usize = 16 << 10;
+
+/// The bounds of reads. Clients wait for their turn up to a number that no burst of theirs should reach.
+pub(crate) const READ_KIND: ReadKind = ReadKind {
+    what: "reads of keyspaces",
+    max_running: 4,
+    max_admitted: 16 << 10,
+};
+
+/// The bounds of reads of whole keyspaces.
+pub(crate) const LONG_READ_KIND: ReadKind = ReadKind {
+    what: "hashes of keyspaces",
+    max_running: 1,
+    max_admitted: 8,
+};
+
+/// The keyspaces of this node's group.
+pub(crate) struct Keyspaces {
+    pub(crate) replica: Arc<ReplicaHandle>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) readers: Readers,
+    /// For reads that take as long as the keyspace is large.
+    pub(crate) long_readers: Readers,
+    pub(crate) known: Known,
+    /// The limits that are stamped into each operation.
+    pub(crate) limits: Limits,
+}
+
+/// A keyspace in one state.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) place: Place,
+    pub(crate) record: Record,
+}
+
+/// The identity of a keyspace, which stays while it exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) place: Place,
+    pub(crate) cluster_id: u64,
+}
+
+/// The state that a read wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Freshness {
+    /// All that was acknowledged before. Only the leader has it.
+    Linearizable,
+    /// The state of any replica, which may lag.
+    Serializable,
+}
+
+impl Found {
+    pub(crate) fn identity(&self) -> Identity {
+        Identity {
+            place: self.place,
+            cluster_id: self.record.cluster_id(),
+        }
+    }
+}
+
+impl Keyspaces {
+    /// Returns the shard of a keyspace.
+    pub(crate) fn shard(&self, name: &str) -> Result<ShardId, ErrorDetail> {
+        let shards = match self.routing.kind() {
+            GroupKind::Standalone => self.replica.view().genesis.map(|genesis| genesis.shards),
+            GroupKind::Shards | GroupKind::Controller => {
+                let known = self.routing.configs().known();
+                known.map(|known| known.config.shards())
+            }
+        };
+        // The braces make the name the part of the key that is hashed.
+        let shards = shards.ok_or_else(no_config)?;
+        Ok(shard_of(format!("{{{name}}}").as_bytes(), shards))
+    }
+
+    /// Calls `read` with a keyspace and the state that it was found in, on a reader thread.
+    pub(crate) async fn read<T, F>(
+        &self,
+        name: &str,
+        freshness: Freshness,
+        read: F,
+    ) -> Result<(Found, T), Failure>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn PairReader, &Found) -> Result<Result<T, Refusal>, StoreError>
+            + Clone
+            + Send
+            + 'static,
+    {
+        if freshness == Freshness::Serializable {
+            match self.read_here(name, read.clone()).await {
+                // A state that lags may not have it yet.
+                Err(Failure::Refused(Refusal::KeyspaceNotFound)) => {}
+                answer => return answer,
+            }
+        }
+        self.replica.confirm().await?;
+        self.read_here(name, read).await
+    }
+
+    /// Returns when the state here is as fresh as a read wants it. It may then read as
+    /// [serializable](Freshness::Serializable).
+    pub(crate) async fn freshen(&self, freshness: Freshness) -> Result<(), Failure> {
+        if freshness == Freshness::Linearizable {
+            self.replica.confirm().await?;
+        }
+        Ok(())
+    }
+
+    /// As [`Keyspaces::read`], for a read that takes long, from the state of this replica.
+    pub(crate) async fn read_long<T, F>(&self, name: &str, read: F) -> Result<(Found, T), Failure>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn PairReader, &Found) -> Result<Result<T, Refusal>, StoreError>
+            + Send
+            + 'static,
+    {
+        self.read_with(&self.long_readers, name, read).await
+    }
+
+    async fn read_here<T, F>(&self, name: &str, read: F) -> Result<(Found, T), Failure>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn PairReader, &Found) -> Result<Result<T, Refusal>, StoreError>
+            + Send
+            + 'static,
+    {
+        self.read_with(&self.readers, name, read).await
+    }
+
+    async fn read_with<T, F>(
+        &self,
+        readers: &Readers,
+        name: &str,
+        read: F,
+    ) -> Result<(Found, T), Failure>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn PairReader, &Found) -> Result<Result<T, Refusal>, StoreError>
+            + Send
+            + 'static,
+    {
+        self.replica.check_running()?;
+        let (shard, name) = (self.shard(name)?, name.to_owned());
+        let answer = readers.read(move |state| {
+            read_keyspaces(state, shard, |reader| {
+                let found = match find(reader, shard, &name)? {
+                    Ok(found) => found,
+                    Err(refusal) => return Ok(Err(refusal)),
+                };
+                let answer = read(reader, &found)?;
+                Ok(answer.map(|answer| (found, answer)))
+            })
+        });
+        let served = answer.await?.map_err(|error| kv::kv_error(&error))?;
+        Ok(served?)
+    }
+
+    /// Returns the identity of a keyspace. It may have been deleted since.
+    pub(crate) async fn resolve(&self, name: &str) -> Result<Identity, Failure> {
+        match self.known.get(name) {
+            Some(identity) => Ok(identity),
+            None => self.look_up(name).await,
+        }
+    }
+
+    async fn look_up(&self, name: &str) -> Result<Identity, Failure> {
+        let found = self.read(name, Freshness::Linearizable, |_, _| Ok(Ok(())));
+        let identity = found.await?.0.identity();
+        self.known.insert(name, identity);
+        Ok(identity)
+    }
+
+    /// Proposes a write to a keyspace, and returns its answer with the identity of the keyspace.
+    pub(crate) async fn write(
+        &self,
+        name: &str,
+        write: Write,
+    ) -> Result<(Identity, Answer), Failure> {
+        let identity = self.resolve(name).await?;
+        match self.write_in(identity.place, write.clone()).await {
+            Ok(answer) => Ok((identity, answer)),
+            // It was deleted, and perhaps created again.
+            Err(Failure::Refused(Refusal::KeyspaceNotFound)) => {
+                self.known.forget(name);
+                let identity = self.look_up(name).await?;
+                Ok((identity, self.write_in(identity.place, write).await?))
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Proposes a write to the keyspace at a place.
+    pub(crate) async fn write_in(&self, place: Place, write: Write) -> Result<Answer, Failure> {
+        let outcome = self.propose(place.shard, Action::In(place.id, write));
+        Ok(outcome.await?.answer?)
+    }
+
+    /// Checks an operation, and proposes it with this node's limits. The outcome may be a refusal by the keyspace.
+    pub(crate) async fn propose(&self, shard: ShardId, action: Action) -> Result<Outcome, Failure> {
+        let frees_space = frees_space(&action);
+        let operation = Operation {
+            shard,
+            limits: self.limits,
+            action,
+        };
+        let encoded = encode_keyspace_operation(&operation);
+        operation.check(encoded.len())?;
+        let request = Request::Write {
+            operation: encoded,
+            frees_space,
+        };
+        let result = self.replica.ask(request).await?;
+        match kv::outcome(result, |node| self.replica.address_or_empty(node))? {
+            shardkv::Response::Keyspace(outcome) => Ok(*outcome),
+            _ => Err(kv::mismatch().into()),
+        }
+    }
+
+    /// Returns the header of an answer.
+    pub(crate) fn header(&self, cluster_id: u64, revision: i64) -> ResponseHeader {
+        let status = self.replica.view().status;
+        ResponseHeader {
+            cluster_id,
+            member_id: self.routing.identity().node().0,
+            revision,
+            raft_term: status.map_or(0, |status| status.term.0),
+        }
+    }
+}
+
+/// Finds a keyspace by its name.
+pub(crate) fn find(
+    reader: &dyn PairReader,
+    shard: ShardId,
+    name: &str,
+) -> Result<Result<Found, Refusal>, StoreError> {
+    let Some(id) = keyspace::find(reader, shard, name)? else {
+        return Ok(Err(Refusal::KeyspaceNotFound));
+    };
+    let place = Place { shard, id };
+    let record = keyspace::record(reader, place)?;
+    Ok(record.map(|record| Found { place, record }))
+}
+
+/// Returns true for an operation that only frees space, which a node with a nearly full disk accepts.
+fn frees_space(action: &Action) -> bool {
+    let Action::In(_, write) = action else {
+        return false;
+    };
+    match write {
+        Write::Put(_) | Write::Grant { .. } | Write::SetOptions(_) => false,
+        Write::Txn(txn) => !puts(txn),
+        Write::DeleteRange(_)
+        | Write::Compact { .. }
+        | Write::Clear
+        | Write::Revoke { .. }
+        | Write::Expire { .. }
+        | Write::Delete => true,
+    }
+}
+
+fn puts(txn: &Txn) -> bool {
+    let mut ops = txn.success.iter().chain(&txn.failure);
+    ops.any(|op| match op {
+        Op::Put(_) => true,
+        Op::Txn(nested) => puts(nested),
+        Op::Range(_) | Op::DeleteRange(_) => false,
+    })
+}
+
+/// Remembers the identities of keyspaces, by their names.
+#[derive(Debug, Default)]
+pub(crate) struct Known(Mutex<BTreeMap<String, Identity>>);
+
+impl Known {
+    fn get(&self, name: &str) -> Option<Identity> {
+        self.lock().get(name).copied()
+    }
+
+    fn insert(&self, name: &str, identity: Identity) {
+        let mut known = self.lock();
+        if known.len() >= MAX_KNOWN && !known.contains_key(name) {
+            known.pop_first();
+        }
+        known.insert(name.to_owned(), identity);
+    }
+
+    fn forget(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Identity>> {
+        // Each change is one call, so a poisoned lock is as good.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keyspace::{DeleteRange, KeyspaceId, Put, Range, Span};
+
+    use super::*;
+
+    #[test]
+    fn a_write_that_puts_frees_no_space_however_deep_the_put() {
+        let id = KeyspaceId(1);
+        let delete = Op::DeleteRange(DeleteRange {
+            span: Span::Key("k".into()),
+            prev_kv: false,
+        });
+        let range = Op::Range(Range::new(Span::Key("k".into())));
+        let txn = |op: Op| Txn {
+            failure: vec![op],
+            ..Txn::default()
+        };
+        let frees = |write| frees_space(&Action::In(id, write));
+        assert!(frees(Write::Txn(txn(delete.clone()))));
+        assert!(frees(Write::Txn(txn(Op::Txn(txn(delete))))));
+        assert!(!frees(Write::Txn(txn(Op::Put(Put::default())))));
+        let nested = txn(Op::Txn(txn(Op::Put(Put::default()))));
+        assert!(!frees(Write::Txn(nested)));
+        assert!(frees(Write::Txn(txn(range))));
+        assert!(frees(Write::Compact { revision: 1 }));
+        assert!(!frees(Write::Put(Put::default())));
+    }
+
+    #[test]
+    fn the_remembered_keyspaces_are_bounded() {
+        let known = Known::default();
+        let identity = |id| Identity {
+            place: Place {
+                shard: ShardId(0),
+                id: KeyspaceId(id),
+            },
+            cluster_id: id,
+        };
+        for id in 0..2 * MAX_KNOWN as u64 {
+            known.insert(&format!("{id:09}"), identity(id));
+        }
+        assert_eq!(known.lock().len(), MAX_KNOWN);
+        let newest = 2 * MAX_KNOWN as u64 - 1;
+        let name = format!("{newest:09}");
+        assert_eq!(known.get(&name), Some(identity(newest)));
+        known.forget(&name);
+        assert_eq!(known.get(&name), None);
+    }
+}
