@@ -2,17 +2,14 @@
 //! [`replica::NodeRecord`] decide.
 
 pub(crate) mod genesis;
+mod questions;
 
 use std::time::Duration;
 
 use anyhow::Context as _;
-use api::v1::raft_client::RaftClient;
-use api::v1::{IdentifyRequest, IdentifyResponse};
 use raft::{Envelope, Message, Term};
-use replica::{Bugs, Decision, FirstMembership, Introduction, decide};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
-use tonic::transport::Endpoint;
+use replica::{Bugs, Decision, FirstMembership, decide};
+use tokio::time::{Instant, sleep};
 use types::{ClusterId, NodeId};
 
 use crate::exit::{ExitCode, Fatal};
@@ -21,8 +18,8 @@ use crate::peers::Peers;
 use crate::random;
 use crate::transport::Transport;
 
-/// The maximum time for one peer's answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+use questions::Questions;
+
 /// The pause between two rounds of questions.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
 /// The pause between two join requests.
@@ -61,9 +58,10 @@ pub(crate) async fn begin(
     let initial = peers.initial();
     let mut report = Report::default();
     let mut asked: Option<Instant> = None;
+    let mut questions = Questions::new(peers, &initial);
     loop {
-        let answers = ask_all(peers, &initial).await;
-        match decide(peers.node(), &initial, &answers, Bugs::NONE) {
+        questions.round().await;
+        match decide(peers.node(), &initial, questions.answers(), Bugs::NONE) {
             Decision::Adopt(first) => {
                 tracing::info!(cluster = %first.cluster, "adopting the group's first membership");
                 return Ok(FirstStart::Member(first));
@@ -194,73 +192,4 @@ pub(crate) fn check_chosen(
         }
     }
     Ok(())
-}
-
-/// Asks every peer once. Returns each answer at the peer's position.
-async fn ask_all(own: &Peers, peers: &[String]) -> Vec<Introduction> {
-    let mut answers = vec![Introduction::Silent; peers.len()];
-    let mut asking = JoinSet::new();
-    for (position, peer) in peers.iter().enumerate() {
-        if peer == own.address() {
-            if let Some(answer) = answers.get_mut(position) {
-                *answer = Introduction::Empty(own.node());
-            }
-            continue;
-        }
-        let request = IdentifyRequest {
-            cluster_name: own.identity().name().to_owned(),
-            gid: own.identity().gid().0,
-        };
-        let peer = peer.clone();
-        asking.spawn(async move {
-            let answer = timeout(ANSWER_TIMEOUT, ask(&peer, request)).await;
-            (position, peer, answer)
-        });
-    }
-    while let Some(finished) = asking.join_next().await {
-        let Ok((position, peer, answer)) = finished else {
-            continue;
-        };
-        let answer = match answer {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => {
-                tracing::debug!(peer, "no answer: {error:#}");
-                Introduction::Silent
-            }
-            Err(_) => Introduction::Silent,
-        };
-        if let Some(slot) = answers.get_mut(position) {
-            *slot = answer;
-        }
-    }
-    answers
-}
-
-/// Asks one peer for its identity. The name is resolved each time, because pods' addresses change.
-async fn ask(peer: &str, request: IdentifyRequest) -> anyhow::Result<Introduction> {
-    let endpoint = Endpoint::from_shared(format!("http://{peer}"))?
-        .connect_timeout(ANSWER_TIMEOUT)
-        .tcp_nodelay(true);
-    let channel = endpoint.connect().await?;
-    let mut client = RaftClient::new(channel);
-    match client.identify(request).await {
-        Ok(response) => understand(response.into_inner()),
-        Err(status) => {
-            if matches!(status.code(), tonic::Code::FailedPrecondition) {
-                // A node of another cluster at a configured address is an operator's mistake.
-                tracing::warn!(peer, "{}", status.message());
-            }
-            Err(anyhow::anyhow!("{}", status.message()))
-        }
-    }
-}
-
-fn understand(response: IdentifyResponse) -> anyhow::Result<Introduction> {
-    anyhow::ensure!(response.node_id != 0, "the peer sent no node id");
-    let genesis = response.genesis.map(genesis::from_wire).transpose()?;
-    if genesis.is_some() || response.initialised {
-        Ok(Introduction::Member(genesis))
-    } else {
-        Ok(Introduction::Empty(NodeId(response.node_id)))
-    }
 }

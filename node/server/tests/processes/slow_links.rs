@@ -118,6 +118,19 @@ async fn join_nobody(world: &World, gid: u64, addresses: Vec<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_answer_after_more_than_a_second_form_a_group() {
+    let setup = Setup::of(3)
+        .with("heartbeat-interval-ms", "1000")
+        .with("election-timeout-ms", "4000");
+    let delays = [Duration::from_millis(600); 3];
+    let (cluster, _proxies) = Cluster::start_behind(behind_proxies(setup), &delays).await;
+    for node in 0..3 {
+        let status = cluster.status(node).await;
+        assert_eq!(status.members.len(), 3, "{status:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn groups_and_controllers_behind_slow_links_are_configured_moved_and_forwarded_to() {
     const KEYS: usize = 32;
     let (world, _proxies) = slow_world().await;
