@@ -1,7 +1,7 @@
 //! Log entries and their encoding.
 
 use bytes::Bytes;
-use types::{DecodeError, Reader, Writer};
+use types::{DecodeError, Reader, Writer, known_version};
 
 use crate::{EntryId, Index, Membership, Term};
 
@@ -71,12 +71,7 @@ impl Payload {
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         let version = input.byte("payload version")?;
-        if version != PAYLOAD_VERSION {
-            return Err(DecodeError::Unknown {
-                what: "payload version",
-                value: version.into(),
-            });
-        }
+        known_version("payload version", version, PAYLOAD_VERSION)?;
         match input.byte("payload kind")? {
             0 => input.finish().map(|()| Self::Noop),
             1 => Ok(Self::Command(input.rest())),

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use types::NodeId;
+use types::{DecodeError, NodeId};
 
 use crate::{Entry, EntryId, Index, SnapshotMeta, Term};
 
@@ -55,12 +55,23 @@ pub enum StoreError {
     /// The content is damaged or foreign.
     #[error("stored data is damaged: {0}")]
     Damaged(String),
-    /// A newer version of the program wrote the content. Nothing is damaged, and this version must not go on.
-    #[error("a newer version wrote the data: {0}")]
-    NewerVersion(String),
+    /// Another version of the program wrote the content. Nothing is damaged, and this version must not go on.
+    #[error("another version of the program wrote the data: {0}")]
+    OtherVersion(String),
     /// The state differs from that of a quorum of the group, so it is wrong. A replica finds it, and no store does.
     #[error("the state differs from the group's: {0}")]
     Diverged(String),
+}
+
+impl StoreError {
+    /// Returns the error of the stored record `what` that can't be decoded. A record of another version isn't damaged.
+    pub fn unreadable(what: impl fmt::Display, error: &DecodeError) -> Self {
+        let text = format!("{what}: {error}");
+        match error {
+            DecodeError::Version { .. } => Self::OtherVersion(text),
+            _ => Self::Damaged(text),
+        }
+    }
 }
 
 /// Reads entries.
@@ -105,6 +116,37 @@ impl fmt::Display for HardState {
         match self.vote {
             Some(node) => write!(f, "{} vote {node}", self.term),
             None => write!(f, "{}", self.term),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_another_version_is_not_damaged() {
+        let what = "version";
+        let other = DecodeError::Version {
+            what,
+            found: 4,
+            known: 3,
+        };
+        for (error, is_damaged) in [
+            (other, false),
+            (DecodeError::Truncated(what), true),
+            (DecodeError::Unknown { what, value: 0 }, true),
+            (DecodeError::OutOfRange(what), true),
+            (DecodeError::Trailing(1), true),
+        ] {
+            let found = StoreError::unreadable("the record", &error);
+            let text = format!("the record: {error}");
+            let expected = if is_damaged {
+                StoreError::Damaged(text)
+            } else {
+                StoreError::OtherVersion(text)
+            };
+            assert_eq!(found, expected);
         }
     }
 }

@@ -139,7 +139,7 @@ pub(crate) fn final_error(error: StoreError) -> StoreError {
 /// Returns the error of an entry that this version can't read. The replica must not skip the entry, because its state would
 /// differ from that of replicas that can read it. The entry's checksum was right, so the disk isn't damaged.
 fn unreadable(id: EntryId, error: &types::DecodeError) -> StoreError {
-    StoreError::NewerVersion(format!("log entry {id} can't be read ({error})"))
+    StoreError::OtherVersion(format!("log entry {id} can't be read ({error})"))
 }
 
 #[cfg(test)]

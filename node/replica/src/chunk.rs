@@ -57,11 +57,11 @@ impl Applied {
         out.finish()
     }
 
-    /// Decodes the output of [`Applied::encode`]. A record of a later version is [`StoreError::NewerVersion`]: nothing is damaged.
+    /// Decodes the output of [`Applied::encode`]. A record of a later version is [`StoreError::OtherVersion`]: nothing is damaged.
     pub fn decode(input: Bytes) -> Result<Self, StoreError> {
         let known = APPLIED_VERSION_WITH_DIGEST;
         match input.first() {
-            Some(version) if *version > known => Err(StoreError::NewerVersion(format!(
+            Some(version) if *version > known => Err(StoreError::OtherVersion(format!(
                 "its position has version {version}, and this version knows {known}"
             ))),
             _ => Self::decode_known(input)
@@ -388,7 +388,7 @@ mod tests {
                 0 => assert!(matches!(decoded, Err(StoreError::Damaged(_)))),
                 // The other two have more fields.
                 1..=3 => assert_eq!(decoded.is_ok(), version == 1),
-                _ => assert!(matches!(decoded, Err(StoreError::NewerVersion(_)))),
+                _ => assert!(matches!(decoded, Err(StoreError::OtherVersion(_)))),
             }
         }
     }

@@ -2,7 +2,7 @@
 //! batch costs one record in the log and one message to each follower.
 
 use bytes::Bytes;
-use types::{DecodeError, LogTime, Reader, Writer};
+use types::{DecodeError, LogTime, Reader, Writer, known_version};
 
 /// The version byte of an encoded batch.
 const BATCH_VERSION: u8 = 1;
@@ -90,12 +90,7 @@ impl OperationBatch {
     pub(crate) fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         let version = input.byte("batch version")?;
-        if version != BATCH_VERSION {
-            return Err(DecodeError::Unknown {
-                what: "batch version",
-                value: version.into(),
-            });
-        }
+        known_version("batch version", version, BATCH_VERSION)?;
         let time = LogTime(input.number("batch time")?);
         let max_value_bytes = input.number_u32("largest value")?;
         let count = input.count("operations")?;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use raft::StoreError;
-use types::{DecodeError, MAX_SHARDS, Reader, Writer};
+use types::{DecodeError, MAX_SHARDS, Reader, Writer, known_version};
 
 use crate::session::SessionLimits;
 use crate::{StateReader, Table, WriteBatch};
@@ -152,13 +152,8 @@ impl Genesis {
         let Some(record) = state.get(Table::Meta, KEY)? else {
             return Ok(None);
         };
-        let genesis = Self::decode(record).map_err(|error| match error {
-            // The state is whole.
-            DecodeError::Unknown { .. } => StoreError::Io(format!(
-                "the state is of another version of this program ({error}): start that version"
-            )),
-            _ => StoreError::Damaged(format!("the genesis record: {error}")),
-        })?;
+        let genesis = Self::decode(record)
+            .map_err(|error| StoreError::unreadable("the genesis record", &error))?;
         genesis
             .validate()
             .map_err(|error| StoreError::Damaged(format!("the genesis record: {error}")))?;
@@ -189,12 +184,7 @@ impl Genesis {
     fn decode(record: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(record);
         let version = input.byte("genesis version")?;
-        if version != RECORD_VERSION {
-            return Err(DecodeError::Unknown {
-                what: "genesis version",
-                value: version.into(),
-            });
-        }
+        known_version("genesis version", version, RECORD_VERSION)?;
         let kind = input.byte("group kind")?;
         let kind = GroupKind::ALL.into_iter().find(|it| it.number() == kind);
         let genesis = Self {

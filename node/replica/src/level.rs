@@ -83,7 +83,7 @@ pub(crate) fn check_state(applied: &Applied, supported: u32) -> Result<(), Store
 /// Refuses a higher level than this version supports.
 pub(crate) fn check_level(level: u32, supported: u32) -> Result<(), StoreError> {
     if level > supported {
-        return Err(StoreError::NewerVersion(newer(level, supported)));
+        return Err(StoreError::OtherVersion(newer(level, supported)));
     }
     Ok(())
 }

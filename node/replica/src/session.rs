@@ -63,7 +63,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use types::{ClientId, DecodeError, LogTime, Reader, Sequence, Writer};
+use types::{ClientId, DecodeError, LogTime, Reader, Sequence, Writer, known_version};
 
 #[cfg(test)]
 mod tests;
@@ -510,12 +510,7 @@ impl<R: Remembered> Session<R> {
     fn decode(record: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(record);
         let version = input.byte("session record version")?;
-        if version != RECORD_VERSION {
-            return Err(DecodeError::Unknown {
-                what: "session record version",
-                value: version.into(),
-            });
-        }
+        known_version("session record version", version, RECORD_VERSION)?;
         let last_used = LogTime(input.number("session last use")?);
         let acked_below = Sequence(input.number("session acknowledged bound")?);
         if acked_below == Sequence(0) {

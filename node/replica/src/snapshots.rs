@@ -313,7 +313,7 @@ impl<M: StateMachine> Replica<M> {
     fn restore_failed(&mut self, error: StoreError) -> Result<(SnapshotStatus, u64), StoreError> {
         self.abandon_restore();
         match error {
-            StoreError::Full(_) | StoreError::Damaged(_) | StoreError::NewerVersion(_) => {
+            StoreError::Full(_) | StoreError::Damaged(_) | StoreError::OtherVersion(_) => {
                 Ok((SnapshotStatus::Failed, 0))
             }
             StoreError::Io(_) | StoreError::Diverged(_) => Err(error),

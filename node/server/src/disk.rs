@@ -115,7 +115,7 @@ fn refused(error: OpenError) -> Fatal {
         }
         OpenError::Locked { .. } => ExitCode::InUse,
         OpenError::Foreign { .. } | OpenError::ForeignState { .. } => ExitCode::WrongIdentity,
-        OpenError::Version { .. } | OpenError::NewerState { .. } => ExitCode::OtherVersion,
+        OpenError::Version { .. } | OpenError::OtherVersion { .. } => ExitCode::OtherVersion,
         OpenError::Diverged { .. } => ExitCode::Diverged,
         OpenError::Full { .. } => ExitCode::DiskFull,
         OpenError::NoIdentity { .. }
@@ -143,9 +143,9 @@ fn damaged(what: impl Display) -> Fatal {
 pub(crate) fn store_error(error: StoreError) -> Fatal {
     match error {
         StoreError::Damaged(_) => damaged(error),
-        StoreError::NewerVersion(_) => Fatal::message(
+        StoreError::OtherVersion(_) => Fatal::message(
             ExitCode::OtherVersion,
-            format!("{error}. Start this node with the newer version; keep its data directory"),
+            format!("{error}. Start this node with that version; keep its data directory"),
         ),
         StoreError::Diverged(_) => {
             Fatal::message(ExitCode::Diverged, format!("{error}. {DIVERGED_ADVICE}"))
@@ -368,7 +368,7 @@ mod tests {
     }
     #[test]
     fn a_state_of_a_newer_version_is_no_damage() {
-        let fatal = refused(OpenError::NewerState {
+        let fatal = refused(OpenError::OtherVersion {
             dir: "/d".into(),
             what: "it has the unknown tables versions".to_owned(),
         });

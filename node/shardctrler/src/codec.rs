@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use replica::session::SessionRef;
-use types::{ConfigNum, Cut, DecodeError, Gid, Incarnation, Reader, ShardId, Writer};
+use types::{
+    ConfigNum, Cut, DecodeError, Gid, Incarnation, Reader, ShardId, Writer, known_version,
+};
 
 use crate::{Change, Command, Drained, GroupProgress};
 
@@ -221,11 +223,5 @@ fn decode_gids(input: &mut Reader) -> Result<BTreeSet<Gid>, DecodeError> {
 }
 
 fn known(input: &mut Reader, what: &'static str, expected: u8) -> Result<(), DecodeError> {
-    match input.byte(what)? {
-        found if found == expected => Ok(()),
-        found => Err(DecodeError::Unknown {
-            what,
-            value: found.into(),
-        }),
-    }
+    known_version(what, input.byte(what)?, expected)
 }

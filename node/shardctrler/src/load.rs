@@ -16,7 +16,7 @@ use crate::{Drained, GroupProgress, keys};
 pub(crate) fn load_history(state: &dyn StateReader, shards: u32) -> Result<History, StoreError> {
     let oldest = match state.get(Table::Meta, keys::OLDEST)? {
         Some(record) => ShardConfig::decode(record)
-            .map_err(|error| damaged("the oldest configuration", &error))?,
+            .map_err(|error| unreadable("the oldest configuration", &error))?,
         None if shards == 0 => return Ok(History::empty(0)),
         None => ShardConfig::empty(shards),
     };
@@ -30,7 +30,7 @@ pub(crate) fn load_history(state: &dyn StateReader, shards: u32) -> Result<Histo
     let mut deltas = Vec::new();
     each(state, Table::Meta, keys::DELTAS, |key, record| {
         let bytes = record.len();
-        let delta = ConfigDelta::decode(record).map_err(|error| damaged("a delta", &error))?;
+        let delta = ConfigDelta::decode(record).map_err(|error| unreadable("a delta", &error))?;
         if keys::split_u64(key) != Some(delta.num.0) {
             return Err(malformed("a delta's"));
         }
@@ -47,8 +47,8 @@ pub(crate) fn load_progress(
     let mut progress = BTreeMap::new();
     each(state, Table::Meta, keys::GROUPS, |key, record| {
         let gid = keys::split_u64(key).ok_or_else(|| malformed("a group's"))?;
-        let record =
-            GroupProgress::decode(record).map_err(|error| damaged("a group's progress", &error))?;
+        let record = GroupProgress::decode(record)
+            .map_err(|error| unreadable("a group's progress", &error))?;
         progress.insert(Gid(gid), record);
         Ok(())
     })?;
@@ -59,7 +59,8 @@ pub(crate) fn load_drained(state: &dyn StateReader) -> Result<BTreeMap<Gid, Drai
     let mut drained = BTreeMap::new();
     each(state, Table::Meta, keys::DRAINED, |key, record| {
         let gid = keys::split_u64(key).ok_or_else(|| malformed("a drained group's"))?;
-        let record = Drained::decode(record).map_err(|error| damaged("a drained group", &error))?;
+        let record =
+            Drained::decode(record).map_err(|error| unreadable("a drained group", &error))?;
         drained.insert(Gid(gid), record);
         Ok(())
     })?;
@@ -82,12 +83,12 @@ pub(crate) fn load_sessions(state: &dyn StateReader) -> Result<SessionTable<Outc
         let client = keys::split_session(key).ok_or_else(|| malformed("a session's"))?;
         sessions
             .load(client, record)
-            .map_err(|error| damaged("a session", &error))
+            .map_err(|error| unreadable("a session", &error))
     })?;
     if let Some(record) = state.get(Table::Meta, keys::HORIZON)? {
         let horizon = record.as_ref().try_into().map(u64::from_be_bytes);
         let horizon =
-            horizon.map_err(|_| damaged("the sessions", &DecodeError::OutOfRange("horizon")))?;
+            horizon.map_err(|_| unreadable("the sessions", &DecodeError::OutOfRange("horizon")))?;
         sessions.raise_horizon(LogTime(horizon));
     }
     Ok(sessions)
@@ -111,8 +112,8 @@ fn each(
     Ok(())
 }
 
-fn damaged(what: &str, error: &DecodeError) -> StoreError {
-    StoreError::Damaged(format!("the record of {what}: {error}"))
+fn unreadable(what: &str, error: &DecodeError) -> StoreError {
+    StoreError::unreadable(format_args!("the record of {what}"), error)
 }
 
 fn malformed(whose: &str) -> StoreError {

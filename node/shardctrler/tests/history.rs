@@ -5,8 +5,13 @@
 
 mod common;
 
-use common::{GENESIS, Replica, join, leave, move_shard, moves, report};
-use shardctrler::{CtrlError, Genesis, HistoryLimits, MAX_DELTAS, Query, Response};
+use std::collections::BTreeSet;
+
+use common::{GENESIS, Replica, join, leave, move_shard, moves, report, session};
+use raft::StoreError;
+use replica::memory::MemoryState;
+use replica::{Applied, StateMachine, StateStore, WriteBatch};
+use shardctrler::{CtrlError, Genesis, HistoryLimits, MAX_DELTAS, Query, Response, Shardctrler};
 use types::{ConfigNum, Gid, ShardConfig, ShardId};
 
 /// Groups 1, 2 and 3 have joined, as configuration 1.
@@ -287,4 +292,42 @@ fn answers_end_before_they_are_too_large() {
         asked < latest,
         "{asked} answers for {latest} configurations"
     );
+}
+
+#[test]
+fn records_of_another_version_are_not_damaged() {
+    let mut replica = Replica::with_limits(GENESIS, TINY);
+    replica.done(&join(&[1, 2]));
+    replica.settle();
+    replica.done(&move_shard(0, 2));
+    replica.arrive();
+    replica.done(&leave(&[2]));
+    replica.arrive();
+    replica.apply(session(replica.time, 1, 1), join(&[3]));
+    let mut seen = BTreeSet::new();
+    for ((table, key), record) in replica.state.pairs() {
+        let Some((version, rest)) = record.split_first() else {
+            continue;
+        };
+        let kind = String::from_utf8_lossy(key);
+        let kind = kind.split('/').nth(1).unwrap_or("session").to_owned();
+        for (other, is_damaged) in [(0, true), (version + 1, false), (u8::MAX, false)] {
+            let mut batch = WriteBatch::default();
+            for ((table, key), record) in replica.state.pairs() {
+                batch.put(*table, key.clone(), record.clone());
+            }
+            batch.put(*table, key.clone(), [&[other], rest].concat().into());
+            let mut state = MemoryState::new();
+            state.commit(batch, Applied::default()).unwrap();
+            let found = match Shardctrler::with_limits(TINY).reload(&state) {
+                Err(StoreError::Damaged(_)) => Some(true),
+                Err(StoreError::OtherVersion(_)) => Some(false),
+                _ => None,
+            };
+            assert_eq!(found, Some(is_damaged), "{kind} of version {other}");
+        }
+        seen.insert(kind);
+    }
+    let kinds = ["delta", "drained", "genesis", "group", "oldest", "session"];
+    assert_eq!(seen, kinds.map(str::to_owned).into());
 }

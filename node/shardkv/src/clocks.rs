@@ -105,8 +105,8 @@ impl Clocks {
         records::each_with_prefix(state, keys::CLOCKS, |key, record| {
             let shard = keys::split_prefixed(key, keys::CLOCKS)
                 .filter(|shard| ownership.state(*shard).is_some())
-                .ok_or_else(|| damaged(&"the shard isn't here"))?;
-            let clock = Clock::decode(record).map_err(|error| damaged(&error))?;
+                .ok_or_else(|| damaged("the shard isn't here"))?;
+            let clock = Clock::decode(record).map_err(|error| unreadable(&error))?;
             loaded.set(shard, clock);
             Ok(())
         })?;
@@ -194,14 +194,20 @@ pub fn read_session_clock(
     at: LogTime,
 ) -> Result<SessionClock, StoreError> {
     let clock = match state.get(Table::Meta, &keys::clock_record(shard))? {
-        Some(record) => Clock::decode(record).map_err(|error| damaged(&error))?,
+        Some(record) => Clock::decode(record).map_err(|error| unreadable(&error))?,
         None => Clock::default(),
     };
     Ok(clock.at(at))
 }
 
-fn damaged(why: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Damaged(format!("the record of a shard's clock: {why}"))
+const NAME: &str = "the record of a shard's clock";
+
+fn damaged(why: &str) -> StoreError {
+    StoreError::Damaged(format!("{NAME}: {why}"))
+}
+
+fn unreadable(error: &DecodeError) -> StoreError {
+    StoreError::unreadable(NAME, error)
 }
 
 #[cfg(test)]

@@ -3,23 +3,13 @@
 use bytes::Bytes;
 use types::{DecodeError, Writer};
 
+pub(crate) use types::known_version as known;
+
 /// The version byte of every operation.
 pub(crate) const VERSION: u8 = 1;
 
 /// The bytes of a checksum.
 const CHECKSUM_BYTES: usize = 4;
-
-/// Refuses a byte, for example of a version, that isn't the expected one.
-pub(crate) fn known(what: &'static str, found: u8, expected: u8) -> Result<(), DecodeError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(DecodeError::Unknown {
-            what,
-            value: found.into(),
-        })
-    }
-}
 
 /// Appends a checksum over the whole content, for what travels between groups.
 pub(crate) fn with_checksum(content: &Bytes) -> Bytes {

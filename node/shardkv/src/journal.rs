@@ -55,7 +55,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use raft::{Index, StoreError};
 use replica::{StateReader, Table, Transaction};
-use types::{ClientId, ConfigNum, LogTime, ShardId};
+use types::{ClientId, ConfigNum, DecodeError, LogTime, ShardId};
 
 pub(crate) use read::read;
 pub use read::read_part;
@@ -159,7 +159,7 @@ impl Journals {
         };
         records::each_with_prefix(state, keys::JOURNALS, |key, record| {
             let shard = known_shard(key, keys::JOURNALS, shards)?;
-            let journal = Journal::decode(record).map_err(|error| damaged(&error))?;
+            let journal = Journal::decode(record).map_err(|error| unreadable(&error))?;
             loaded.by_shard.insert(shard, journal);
             Ok(())
         })?;
@@ -177,7 +177,7 @@ impl Journals {
             ..Self::default()
         };
         if let Some(record) = state.get(Table::Meta, &keys::journal_record(shard))? {
-            let journal = Journal::decode(record).map_err(|error| damaged(&error))?;
+            let journal = Journal::decode(record).map_err(|error| unreadable(&error))?;
             loaded.by_shard.insert(shard, journal);
         }
         Ok(loaded)
@@ -323,9 +323,13 @@ impl Journals {
 fn known_shard(key: &[u8], prefix: &[u8], shards: u32) -> Result<ShardId, StoreError> {
     keys::split_prefixed(key, prefix)
         .filter(|shard| shard.0 < shards)
-        .ok_or_else(|| damaged(&"no such shard"))
+        .ok_or_else(|| damaged("no such shard"))
 }
 
-fn damaged(why: &dyn std::fmt::Display) -> StoreError {
+fn damaged(why: &str) -> StoreError {
     StoreError::Damaged(format!("a journal's record: {why}"))
+}
+
+fn unreadable(error: &DecodeError) -> StoreError {
+    StoreError::unreadable("a journal's record", error)
 }

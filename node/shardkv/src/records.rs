@@ -45,16 +45,16 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
     }
     let mut ownership = Ownership::default();
     if let Some(record) = state.get(Table::Meta, keys::GROUP)? {
-        load_group(&mut ownership, record).map_err(|error| damaged("the group's", &error))?;
+        load_group(&mut ownership, record).map_err(|error| unreadable("the group's", &error))?;
     }
     each_with_prefix(state, keys::SHARDS, |key, record| {
         let shard = keys::split_shard_record(key).filter(|shard| shard.0 < genesis.shards);
-        let shard = shard.ok_or_else(|| damaged("a shard's", &"no such shard"))?;
+        let shard = shard.ok_or_else(|| damaged("a shard's", "no such shard"))?;
         let record =
-            decode_shard(record).map_err(|error| damaged(&format!("{shard}'s"), &error))?;
+            decode_shard(record).map_err(|error| unreadable(&format!("{shard}'s"), &error))?;
         if !ownership.knows(&record) {
             let why = "it is of a configuration that the group doesn't know";
-            return Err(damaged(&format!("{shard}'s"), &why));
+            return Err(damaged(&format!("{shard}'s"), why));
         }
         ownership.shards.insert(shard, Arc::new(record));
         Ok(())
@@ -63,17 +63,17 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
     load_parts(&mut ownership, state)?;
     each_with_prefix(state, keys::PENDING_DELETES, |key, record| {
         let pending = keys::split_pending_delete(key).filter(|(shard, _)| shard.0 < genesis.shards);
-        let pending = pending.ok_or_else(|| damaged("a pending delete's", &"no such shard"))?;
-        let source =
-            decode_pending_delete(record).map_err(|error| damaged("a pending delete's", &error))?;
+        let pending = pending.ok_or_else(|| damaged("a pending delete's", "no such shard"))?;
+        let source = decode_pending_delete(record)
+            .map_err(|error| unreadable("a pending delete's", &error))?;
         Arc::make_mut(&mut ownership.pending_deletes).insert(pending, source);
         Ok(())
     })?;
     each_with_prefix(state, keys::ADDRESSES, |key, record| {
         let gid = keys::split_address_record(key);
-        let gid = gid.ok_or_else(|| damaged("an address", &"no such group"))?;
-        let group =
-            decode_group(record).map_err(|error| damaged(&format!("{gid}'s address"), &error))?;
+        let gid = gid.ok_or_else(|| damaged("an address", "no such group"))?;
+        let group = decode_group(record)
+            .map_err(|error| unreadable(&format!("{gid}'s address"), &error))?;
         Arc::make_mut(&mut ownership.groups).insert(gid, group);
         Ok(())
     })?;
@@ -86,13 +86,13 @@ fn load_planned(
     state: &dyn StateReader,
     genesis: &Genesis,
 ) -> Result<(), StoreError> {
-    let damaged = |why: &dyn std::fmt::Display| damaged("a planned move's", why);
     let table = Arc::make_mut(&mut ownership.planned);
     each_with_prefix(state, keys::TARGETS, |key, record| {
         let shard = keys::split_prefixed(key, keys::TARGETS)
             .filter(|shard| shard.0 < genesis.shards)
-            .ok_or_else(|| damaged(&"no such shard"))?;
-        let planned = PlannedMove::decode(record).map_err(|error| damaged(&error))?;
+            .ok_or_else(|| damaged("a planned move's", "no such shard"))?;
+        let planned =
+            PlannedMove::decode(record).map_err(|error| unreadable("a planned move's", &error))?;
         table.insert(shard, planned);
         Ok(())
     })
@@ -103,12 +103,12 @@ fn load_parts(ownership: &mut Ownership, state: &dyn StateReader) -> Result<(), 
     let Some(record) = state.get(Table::Meta, keys::PARTS)? else {
         return Ok(());
     };
-    let damaged = |why: &dyn std::fmt::Display| damaged("an unfinished step's", why);
-    let head = ConfigureParts::decode_head(record).map_err(|error| damaged(&error))?;
+    let head = ConfigureParts::decode_head(record)
+        .map_err(|error| unreadable("an unfinished step's", &error))?;
     let (mut parts, arrived) = head;
     for index in 0..arrived {
         let share = state.get(Table::Meta, &keys::part(index))?;
-        let share = share.ok_or_else(|| damaged(&"a part is missing"))?;
+        let share = share.ok_or_else(|| damaged("an unfinished step's", "a part is missing"))?;
         parts.shares.push(share);
     }
     ownership.parts = Some(Arc::new(parts));
@@ -140,11 +140,11 @@ pub(crate) fn load_shard(
     }
     let mut ownership = Ownership::default();
     if let Some(record) = state.get(Table::Meta, keys::GROUP)? {
-        load_group(&mut ownership, record).map_err(|error| damaged("the group's", &error))?;
+        load_group(&mut ownership, record).map_err(|error| unreadable("the group's", &error))?;
     }
     if let Some(record) = state.get(Table::Meta, &keys::shard_record(shard))? {
         let record =
-            decode_shard(record).map_err(|error| damaged(&format!("{shard}'s"), &error))?;
+            decode_shard(record).map_err(|error| unreadable(&format!("{shard}'s"), &error))?;
         ownership.shards.insert(shard, Arc::new(record));
     }
     Ok(ownership)
@@ -161,7 +161,7 @@ pub(crate) fn load_shards(
     }
     let mut ownership = Ownership::default();
     if let Some(record) = state.get(Table::Meta, keys::GROUP)? {
-        load_group(&mut ownership, record).map_err(|error| damaged("the group's", &error))?;
+        load_group(&mut ownership, record).map_err(|error| unreadable("the group's", &error))?;
     }
     let all = ShardSet::all(genesis.shards);
     for run in shards.unwrap_or(&all).runs() {
@@ -170,9 +170,9 @@ pub(crate) fn load_shards(
         let bounds = (Bound::Included(&first[..]), Bound::Included(&last[..]));
         each_pair(state, Table::Meta, bounds, |key, record| {
             let shard = keys::split_shard_record(key);
-            let shard = shard.ok_or_else(|| damaged("a shard's", &"no such shard"))?;
+            let shard = shard.ok_or_else(|| damaged("a shard's", "no such shard"))?;
             let record =
-                decode_shard(record).map_err(|error| damaged(&format!("{shard}'s"), &error))?;
+                decode_shard(record).map_err(|error| unreadable(&format!("{shard}'s"), &error))?;
             ownership.shards.insert(shard, Arc::new(record));
             Ok(())
         })?;
@@ -238,8 +238,12 @@ pub(crate) fn each_with_prefix(
     each_pair(state, Table::Meta, bounds, each)
 }
 
-fn damaged(whose: &str, why: &dyn std::fmt::Display) -> StoreError {
+fn damaged(whose: &str, why: &str) -> StoreError {
     StoreError::Damaged(format!("{whose} record: {why}"))
+}
+
+fn unreadable(whose: &str, error: &DecodeError) -> StoreError {
+    StoreError::unreadable(format_args!("{whose} record"), error)
 }
 
 fn encode_group(ownership: &Ownership) -> Option<Bytes> {

@@ -111,7 +111,6 @@ fn counted<T>(
 }
 
 pub(crate) fn bad_record(shard: ShardId, client: ClientId, error: &DecodeError) -> StoreError {
-    StoreError::Damaged(format!(
-        "the record of session {client} in {shard}: {error}"
-    ))
+    let what = format_args!("the record of session {client} in {shard}");
+    StoreError::unreadable(what, error)
 }

@@ -43,7 +43,13 @@ impl Expire {
         let mut input = Reader::new(input);
         let version = input.byte("operation version")?;
         known("operation version", version, VERSION)?;
-        known("operation kind", input.byte("operation kind")?, EXPIRE)?;
+        let kind = input.byte("operation kind")?;
+        if kind != EXPIRE {
+            return Err(DecodeError::Unknown {
+                what: "operation kind",
+                value: kind.into(),
+            });
+        }
         let count = input.count("shards")?;
         if count > MAX_SHARDS {
             return Err(DecodeError::OutOfRange("shards"));

@@ -105,14 +105,25 @@ fn cut_flipped_and_random_bytes_are_refused_or_commands() {
 
 #[test]
 fn unknown_versions_and_kinds_are_refused() {
-    for (position, value) in [(0, 0), (0, 2), (1, 0), (1, 11), (2, 2)] {
+    let unknown = "unknown value";
+    for (position, value, expected) in [
+        (0, 0, unknown),
+        (
+            0,
+            2,
+            "operation version is 2, and this version of the program knows 1",
+        ),
+        (1, 0, unknown),
+        (1, 11, unknown),
+        (2, 2, unknown),
+    ] {
         let mut operation = commands()[0].encode().to_vec();
         operation[position] = value;
         let response = Replica::new(GENESIS).apply_bytes(1, 100, Bytes::from(operation));
         let Response::Refused(KvError::Malformed(why)) = response else {
             panic!("{response:?}");
         };
-        assert!(why.contains("unknown value"), "{why}");
+        assert!(why.contains(expected), "{why}");
     }
 }
 
@@ -545,6 +556,15 @@ fn damaged_records_are_found_at_reload() {
                 matches!(found, Err(StoreError::Damaged(_))),
                 "{key:?} {length}"
             );
+        }
+        for version in [0, value[0] + 1, u8::MAX] {
+            let other = Bytes::from([&[version], &value[1..]].concat());
+            let found = reload(key, Some((key.clone(), other)));
+            let expected = match version {
+                0 => matches!(found, Err(StoreError::Damaged(_))),
+                _ => matches!(found, Err(StoreError::OtherVersion(_))),
+            };
+            assert!(expected, "{key:?} of version {version}: {found:?}");
         }
         let longer = Bytes::from([value.as_ref(), &[0]].concat());
         let found = reload(key, Some((key.clone(), longer)));

@@ -285,6 +285,18 @@ fn a_genesis_is_checked_and_comes_back() {
 }
 
 #[test]
+fn a_genesis_of_another_version_is_not_damaged() {
+    let mut batch = GENESIS.to_batch();
+    let record = batch.changes.values_mut().next().unwrap();
+    let of_now = record.clone().unwrap();
+    *record = Some([&[of_now[0] + 1], &of_now[1..]].concat().into());
+    let mut state = MemoryState::new();
+    state.commit(batch, Applied::default()).unwrap();
+    let loaded = Genesis::load(&state);
+    assert!(matches!(loaded, Err(StoreError::OtherVersion(_))));
+}
+
+#[test]
 fn without_a_genesis_the_node_stops_instead_of_diverging() {
     let state = MemoryState::new();
     let mut machine = ShardKv::new();
@@ -316,7 +328,7 @@ fn without_a_genesis_the_node_stops_instead_of_diverging() {
 }
 
 #[test]
-fn damaged_session_records_are_found_at_reload() {
+fn damaged_session_records_and_later_ones_are_found_at_reload() {
     let mut replica = Replica::new(GENESIS);
     replica.apply(1, session(1, 1, 1), put("k", "v"));
     let (key, record) = replica
@@ -328,18 +340,24 @@ fn damaged_session_records_are_found_at_reload() {
         .unwrap();
     let mut far = key.to_vec();
     far[..4].copy_from_slice(&GENESIS.shards.to_be_bytes());
+    let later = Bytes::from([&[record[0] + 1], &record[1..]].concat());
     let damaged = [
-        (key.clone(), record.slice(..record.len() - 1)),
-        (key.slice(..key.len() - 1), record.clone()),
-        (far.into(), record),
+        (key.clone(), record.slice(..record.len() - 1), false),
+        (key.slice(..key.len() - 1), record.clone(), false),
+        (far.into(), record, false),
+        (key, later, true),
     ];
-    for (key, record) in damaged {
+    for (key, record, is_later) in damaged {
         let mut state = MemoryState::new();
         let mut batch: WriteBatch = GENESIS.to_batch();
         batch.put(Table::Sessions, key, record);
         state.commit(batch, Applied::default()).unwrap();
         let reloaded = ShardKv::new().reload(&state);
-        assert!(matches!(reloaded, Err(StoreError::Damaged(_))));
+        if is_later {
+            assert!(matches!(reloaded, Err(StoreError::OtherVersion(_))));
+        } else {
+            assert!(matches!(reloaded, Err(StoreError::Damaged(_))));
+        }
     }
 }
 

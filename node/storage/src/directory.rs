@@ -114,6 +114,10 @@ impl Directory {
     pub(crate) fn log_failed(&self, error: StoreError) -> OpenError {
         match error {
             StoreError::Damaged(text) => self.log_damaged(LogDamage::Content(text)),
+            StoreError::OtherVersion(what) => OpenError::OtherVersion {
+                dir: self.log_dir(),
+                what,
+            },
             error => self.failed("open the log", error),
         }
     }
@@ -122,8 +126,8 @@ impl Directory {
     pub(crate) fn state_failed(&self, error: StoreError) -> OpenError {
         match error {
             StoreError::Damaged(text) => self.state_damaged(StateDamage::Database(text)),
-            StoreError::NewerVersion(what) => OpenError::NewerState {
-                dir: self.path.clone(),
+            StoreError::OtherVersion(what) => OpenError::OtherVersion {
+                dir: self.state_dir(),
                 what,
             },
             error => self.failed("open the state", error),
@@ -162,7 +166,7 @@ impl Directory {
             },
             StoreError::Io(message)
             | StoreError::Damaged(message)
-            | StoreError::NewerVersion(message)
+            | StoreError::OtherVersion(message)
             | StoreError::Diverged(message) => OpenError::Io {
                 context: format!("can't {action} in {}", self.path.display()),
                 message,

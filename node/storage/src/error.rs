@@ -88,13 +88,13 @@ pub enum OpenError {
         /// The version known.
         known: u32,
     },
-    /// A newer version of this program wrote the state.
+    /// Another version of this program wrote a part of the log or the state.
     #[error(
-        "the state in {}/state was written by a newer version of this program: {what}. Nothing is damaged. Start this \
-         node with the newer version; keep its data directory", .dir.display()
+        "the data in {} were written by another version of this program: {what}. Nothing is damaged. Start this \
+         node with that version; keep its data directory", .dir.display()
     )]
-    NewerState {
-        /// The directory.
+    OtherVersion {
+        /// The directory of the log or the state.
         dir: PathBuf,
         /// The part that this version doesn't know.
         what: String,

@@ -72,7 +72,7 @@ pub(crate) fn decode_entry(key: &[u8], value: Box<[u8]>) -> Result<Entry, StoreE
         .ok_or_else(|| bad("it is too short"))?;
     let term = Term(u64::from_le_bytes(*term));
     let payload = Payload::decode(Bytes::from(value).slice(ENTRY_HEADER_BYTES..))
-        .map_err(|error| bad(&error.to_string()))?;
+        .map_err(|error| StoreError::unreadable(format_args!("log entry {index}"), &error))?;
     Ok(Entry::new(term, index, payload))
 }
 
@@ -153,4 +153,27 @@ pub(crate) fn decode_base(value: &Bytes) -> Result<SnapshotMeta, StoreError> {
     read(&mut input)
         .and_then(|base| input.finish().map(|()| base))
         .map_err(|error: DecodeError| damaged(&format!("the log's base: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_of_another_version_is_not_damaged() {
+        let index = Index(7);
+        let stored = |version: u8| {
+            let entry = Entry::new(Term(2), index, Payload::Noop);
+            let mut value = encode_entry(&entry);
+            value[ENTRY_HEADER_BYTES] = version;
+            let (sum, rest) = value.split_at_mut(4);
+            sum.copy_from_slice(&checksum(&entry_key(index), rest));
+            decode_entry(&entry_key(index), value.into())
+        };
+        assert!(stored(1).is_ok());
+        assert!(matches!(stored(0), Err(StoreError::Damaged(_))));
+        for version in [2, u8::MAX] {
+            assert!(matches!(stored(version), Err(StoreError::OtherVersion(_))));
+        }
+    }
 }

@@ -87,7 +87,7 @@ fn check_names(names: &[String]) -> Result<(), StoreError> {
         return Ok(());
     }
     let text = format!("it has the unknown tables {}", unknown.join(", "));
-    Err(StoreError::NewerVersion(text))
+    Err(StoreError::OtherVersion(text))
 }
 
 /// Returns true if the database has all column families except that of long values, as an older version made it.

@@ -6,7 +6,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// A decoding error. Always a damaged or foreign input, never a transient condition.
+/// A decoding error. Always a damaged or foreign input or one of another version, never a transient condition.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The input ended inside a value.
@@ -20,12 +20,31 @@ pub enum DecodeError {
         /// The value found.
         value: u64,
     },
+    /// Another version of the program wrote the record.
+    #[error("{what} is {found}, and this version of the program knows {known}")]
+    Version {
+        /// The field.
+        what: &'static str,
+        /// The version found.
+        found: u8,
+        /// The version that this program writes.
+        known: u8,
+    },
     /// A number does not fit its field.
     #[error("{0} is out of range")]
     OutOfRange(&'static str),
     /// Bytes remain after the last field.
     #[error("{0} bytes remain after the record")]
     Trailing(usize),
+}
+
+/// Refuses a record's version byte that isn't the known one. Versions begin at 1, so 0 is no version.
+pub fn known_version(what: &'static str, found: u8, known: u8) -> Result<(), DecodeError> {
+    match found {
+        _ if found == known => Ok(()),
+        0 => Err(DecodeError::Unknown { what, value: 0 }),
+        _ => Err(DecodeError::Version { what, found, known }),
+    }
 }
 
 /// Appends values to a buffer.
@@ -201,6 +220,26 @@ mod tests {
             let mut reader = Reader::new(writer.finish());
             assert_eq!(reader.number("n"), Ok(value));
             assert_eq!(reader.finish(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_version_is_known_another_or_none() {
+        let check = |found| known_version("version", found, 3);
+        for found in 0..=u8::MAX {
+            let expected = match found {
+                0 => Err(DecodeError::Unknown {
+                    what: "version",
+                    value: 0,
+                }),
+                3 => Ok(()),
+                _ => Err(DecodeError::Version {
+                    what: "version",
+                    found,
+                    known: 3,
+                }),
+            };
+            assert_eq!(check(found), expected);
         }
     }
 

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use crate::codec::known_version;
 use crate::{
     Assignment, BadAddresses, BadRow, ConfigDelta, ConfigNum, DecodeError, Gid, Group, Incarnation,
     Reader, ShardId, ShardMove, ShardSet, Writer, check_addresses,
@@ -499,7 +500,8 @@ impl ShardConfig {
     /// Decodes the output of [`ShardConfig::encode`].
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
-        known_version(&mut input, "configuration version")?;
+        let version = input.byte("configuration version")?;
+        known_version("configuration version", version, VERSION)?;
         let num = ConfigNum(input.number("configuration number")?);
         let mut groups = BTreeMap::new();
         for _ in 0..input.count("groups")? {
@@ -576,16 +578,6 @@ pub(crate) fn check_group(gid: Gid, group: &Group, num: ConfigNum) -> Result<(),
         return Err(ConfigError::Incarnation(gid));
     }
     check_addresses(&group.addresses).map_err(|reason| ConfigError::Addresses { gid, reason })
-}
-
-pub(crate) fn known_version(input: &mut Reader, what: &'static str) -> Result<(), DecodeError> {
-    match input.byte(what)? {
-        VERSION => Ok(()),
-        value => Err(DecodeError::Unknown {
-            what,
-            value: value.into(),
-        }),
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::config::{VERSION, check_group, known_version};
+use crate::codec::known_version;
+use crate::config::{VERSION, check_group};
 use crate::{
     ConfigError, ConfigNum, DecodeError, Gid, Group, Incarnation, MAX_SHARDS, Reader, ShardConfig,
     ShardId, ShardRun, ShardSet, Writer,
@@ -140,7 +141,8 @@ impl ConfigDelta {
     /// Decodes the output of [`ConfigDelta::encode`].
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
-        known_version(&mut input, "configuration delta version")?;
+        let version = input.byte("configuration delta version")?;
+        known_version("configuration delta version", version, VERSION)?;
         let num = ConfigNum(input.number("configuration number")?);
         let mut groups = BTreeMap::new();
         for _ in 0..input.count("groups")? {

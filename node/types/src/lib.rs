@@ -62,7 +62,7 @@ pub use addresses::{
     encode_addresses,
 };
 pub use assignment::{Assignment, BadRow};
-pub use codec::{DecodeError, Reader, Writer};
+pub use codec::{DecodeError, Reader, Writer, known_version};
 pub use config::{ConfigError, MAX_GROUPS, MAX_SHARDS, ShardConfig};
 pub use config_delta::{ConfigDelta, ShardMove};
 pub use cut::{Cut, MAX_CUTS};

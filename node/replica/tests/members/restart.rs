@@ -63,7 +63,7 @@ fn an_older_version_does_not_start_with_a_newer_state() {
     let error = Replica::recover(options, NodeId(1), log, state, Map::default(), 7)
         .err()
         .unwrap();
-    let newer = StoreError::NewerVersion("feature level 3, and this version supports 2".to_owned());
+    let newer = StoreError::OtherVersion("feature level 3, and this version supports 2".to_owned());
     assert_eq!(error, RecoverError::Store(newer));
 }
 
@@ -96,7 +96,7 @@ fn an_older_version_stops_at_a_newer_entry_of_its_log() {
             result = result.and_then(|()| replica.poll(&mut outputs));
         }
         assert_eq!(replica.status().feature_level, supported);
-        let newer = matches!(result, Err(StoreError::NewerVersion(_)));
+        let newer = matches!(result, Err(StoreError::OtherVersion(_)));
         assert_eq!(newer, supported == 0, "{result:?}");
     }
 }

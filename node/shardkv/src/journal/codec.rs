@@ -93,6 +93,9 @@ mod tests {
             for length in 0..record.len() {
                 assert!(Journal::decode(record.slice(..length)).is_err());
             }
+            let later = [&[VERSION + 1], &record[1..]].concat();
+            let later = Journal::decode(later.into());
+            assert!(matches!(later, Err(DecodeError::Version { .. })));
         }
     }
 }

@@ -82,7 +82,7 @@ fn a_state_with_tables_of_a_newer_version_is_refused_as_such() {
     for _ in 0..2 {
         let refused = open(dir.path()).err().unwrap();
         let is_newer =
-            matches!(&refused, OpenError::NewerState { what, .. } if what.contains("versions"));
+            matches!(&refused, OpenError::OtherVersion { what, .. } if what.contains("versions"));
         assert!(is_newer, "{refused}");
     }
     state().drop_cf("versions").unwrap();
@@ -112,7 +112,7 @@ fn a_position_of_a_newer_version_is_refused_as_such() {
     let known = set_version(4);
     let refused = open(dir.path()).err().unwrap();
     let is_newer =
-        matches!(&refused, OpenError::NewerState { what, .. } if what.contains("version 4"));
+        matches!(&refused, OpenError::OtherVersion { what, .. } if what.contains("version 4"));
     assert!(is_newer, "{refused}");
     set_version(known);
     let opened = open(dir.path()).unwrap();
