@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 use bytes::Bytes;
 use raft::StoreError;
-use types::{DecodeError, Reader, Writer};
+use types::{DecodeError, Reader, Writer, known_version};
 
 use crate::{KeyValue, LeaseId};
 
@@ -219,20 +219,14 @@ impl Format {
     ) -> Result<T, StoreError> {
         let read = |row| {
             let mut input = Reader::new(row);
-            match input.byte("version")? {
-                version if version == self.version => {}
-                value => {
-                    return Err(DecodeError::Unknown {
-                        what: "version",
-                        value: value.into(),
-                    });
-                }
-            }
+            known_version("version", input.byte("version")?, self.version)?;
             let value = fields(&mut input)?;
             input.finish()?;
             Ok(value)
         };
-        read(row).map_err(|error: DecodeError| damaged(self.what, &error))
+        read(row).map_err(|error: DecodeError| {
+            StoreError::unreadable(format_args!("the row of {}", self.what), &error)
+        })
     }
 }
 
@@ -261,6 +255,8 @@ mod tests {
         ] {
             let read = reader.decode(row(writer), |input| input.byte("field"));
             assert_eq!(read.is_ok(), known);
+            let is_other = matches!(read, Err(StoreError::OtherVersion(_)));
+            assert_eq!(is_other, !known, "it isn't damaged");
         }
         let whole = LEASE.decode(row(LEASE), |_| Ok(()));
         assert!(whole.is_err(), "a byte is left");
