@@ -68,6 +68,7 @@ mod log_codec;
 mod options;
 mod reader;
 mod reclaim;
+mod remover;
 mod restore;
 mod snapshot;
 mod space;

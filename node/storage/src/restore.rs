@@ -11,7 +11,7 @@ use crate::space::{Disk, Writer};
 use crate::state_db::StateDb;
 use crate::{engine, tables};
 
-/// A state that is being received. Dropping it unfinished removes its directory.
+/// A state that is being received. Its directory is removed when its database is dropped unfinished.
 pub(crate) struct Restore {
     db: Arc<StateDb>,
     decoder: ChunkDecoder,
@@ -52,14 +52,24 @@ impl Restore {
         engine::write(self.db.db(), batch, &engine::unlogged())
     }
 
-    /// Verifies that the snapshot is complete and makes it durable. `CURRENT` does not name it yet.
-    pub(crate) fn finish(self) -> Result<(Arc<StateDb>, Applied), StoreError> {
-        if let Some(error) = self.failed {
-            return Err(error);
-        }
-        let applied = self.decoder.finish()?;
-        self.db.put_applied(&applied)?;
-        self.db.flush()?;
-        Ok((self.db, applied))
+    /// Verifies that the snapshot is complete and makes it durable. `CURRENT` does not name it yet. Returns the database in
+    /// any case, so that the caller decides on which thread it is dropped.
+    pub(crate) fn finish(self) -> (Arc<StateDb>, Result<Applied, StoreError>) {
+        let db = self.db;
+        let applied = match self.failed {
+            Some(error) => Err(error),
+            None => self.decoder.finish(),
+        };
+        let applied = applied.and_then(|applied| {
+            db.put_applied(&applied)?;
+            db.flush()?;
+            Ok(applied)
+        });
+        (db, applied)
+    }
+
+    /// Returns the database of a restore that is given up.
+    pub(crate) fn into_db(self) -> Arc<StateDb> {
+        self.db
     }
 }

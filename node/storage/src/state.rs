@@ -1,7 +1,7 @@
 //! The state machine's data on `RocksDB`.
 //!
 //! `state/<n>/` holds a database (see [`crate::state_db`]). `state/CURRENT` names the one in use, and a rename
-//! replaces that file.
+//! replaces that file. Each restore has a number of its own, so that it doesn't wait for the removal of the one before.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,6 +21,7 @@ use crate::flusher::Flusher;
 use crate::options::StorageOptions;
 use crate::reader::StateReads;
 use crate::reclaim::Reclaimer;
+use crate::remover::Remover;
 use crate::restore::Restore;
 use crate::snapshot::RocksSnapshot;
 use crate::space::{Disk, Writer};
@@ -35,13 +36,15 @@ const POINT_DELETES: usize = 128;
 
 /// A durable state. The crate's documentation says what survives which failure.
 pub struct RocksState {
-    /// The two threads are declared first, so that they stop before the database is dropped.
+    /// The three threads are declared first, so that they stop before the database is dropped.
     reclaimer: Reclaimer,
     flusher: Flusher,
+    remover: Remover,
     db: Arc<StateDb>,
-    restore: Option<Restore>,
-    /// The number in the name of the directory in use.
-    number: u64,
+    /// The restore that was begun, and the number in the name of its directory.
+    restore: Option<(Restore, u64)>,
+    /// The number of the next restore. All directories have lesser ones.
+    next_number: u64,
     applied: Applied,
     directory: Arc<Directory>,
     node: NodeId,
@@ -74,12 +77,6 @@ impl RocksState {
         options: &StorageOptions,
     ) -> Result<Self, OpenError> {
         let number = current::read(&directory)?;
-        current::remove_leftovers(&directory, number).map_err(|error| {
-            directory.failed(
-                "remove an unfinished restore",
-                translate_io("state", &error),
-            )
-        })?;
         let opened = StateDb::open(&directory, number, options);
         let (db, applied) = opened.map_err(|error| match error {
             VerifyError::Version(found) => {
@@ -93,6 +90,13 @@ impl RocksState {
             let dir = directory.path().to_owned();
             return Err(OpenError::ForeignState { dir, maker, node });
         }
+        // Only now it is certain that this version knows all that the directory needs.
+        current::remove_leftovers(&directory, number).map_err(|error| {
+            directory.failed(
+                "remove an unfinished restore",
+                translate_io("state", &error),
+            )
+        })?;
         let latch = Arc::new(Latch::default());
         let flusher = Flusher::start(applied.last, Arc::clone(&latch)).map_err(|error| {
             directory.failed("start a thread", translate_io("state-flush", &error))
@@ -101,14 +105,18 @@ impl RocksState {
             Reclaimer::start(options.reclaim_after, Arc::clone(&latch)).map_err(|error| {
                 directory.failed("start a thread", translate_io("state-reclaim", &error))
             })?;
+        let remover = Remover::start().map_err(|error| {
+            directory.failed("start a thread", translate_io("state-remove", &error))
+        })?;
         let unflushed = Arc::default();
         Ok(Self {
             reads: StateReads::new(&db, Arc::clone(&latch), Arc::clone(&unflushed)),
             reclaimer,
             flusher,
+            remover,
             db,
             restore: None,
-            number,
+            next_number: number + 1,
             applied,
             directory,
             node,
@@ -134,6 +142,12 @@ impl RocksState {
     /// Tests use it.
     pub fn wait_reclaimed(&self) {
         self.reclaimer.wait();
+    }
+
+    /// Waits until all restores that were given up, and all states that a restore replaced, are removed, except those that a
+    /// snapshot or a view still reads. Tests use it.
+    pub fn wait_removed(&self) {
+        self.remover.wait();
     }
 
     fn fail(&self, error: &rocksdb::Error) -> StoreError {
@@ -290,42 +304,56 @@ impl StateStore for RocksState {
 
     fn begin_restore(&mut self, meta: &SnapshotMeta) -> Result<(), StoreError> {
         self.latch.check()?;
-        // An earlier restore uses the same directory, so drop it first.
-        self.restore = None;
+        self.abandon_restore();
+        if self.remover.is_busy() {
+            let what = "restores that were given up are still being removed";
+            return Err(StoreError::Full(what.to_owned()));
+        }
         self.disk
             .check(Writer::State, self.options.state_write_buffer_bytes)?;
-        let db = StateDb::create(&self.directory, self.number + 1, self.node, &self.options)
+        // A failed attempt leaves its number to the next one, which removes what is left of it.
+        let number = self.next_number;
+        let db = StateDb::create(&self.directory, number, self.node, &self.options)
             .map_err(|error| self.latch.keep(error))?;
-        self.restore = Some(Restore::new(db, meta));
+        self.next_number += 1;
+        self.restore = Some((Restore::new(db, meta), number));
         Ok(())
     }
 
     fn restore_chunk(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
         self.latch.check()?;
-        let restore = self.restore.as_mut().ok_or_else(no_restore)?;
+        let (restore, _) = self.restore.as_mut().ok_or_else(no_restore)?;
         restore.chunk(chunk, &self.disk)
     }
 
     fn abandon_restore(&mut self) {
-        // Dropping it removes its directory.
-        self.restore = None;
+        if let Some((restore, _)) = self.restore.take() {
+            self.remover.remove(restore.into_db());
+        }
     }
 
     fn finish_restore(&mut self) -> Result<(), StoreError> {
         self.latch.check()?;
-        let restore = self.restore.take().ok_or_else(no_restore)?;
-        let (db, applied) = restore.finish()?;
+        let (restore, number) = self.restore.take().ok_or_else(no_restore)?;
+        let (db, applied) = restore.finish();
+        let applied = match applied {
+            Ok(applied) => applied,
+            Err(error) => {
+                self.remover.remove(db);
+                return Err(error);
+            }
+        };
         db.mark_current();
-        if let Err(error) = current::write(&self.directory, self.number + 1) {
+        if let Err(error) = current::write(&self.directory, number) {
             // The file may name the new database or the old one, so both are kept, and every later call fails.
             return Err(self.latch.keep(StoreError::Io(error.to_string())));
         }
         let old = std::mem::replace(&mut self.db, db);
         self.reads.replace(&self.db);
-        old.mark_obsolete();
-        self.number += 1;
         self.flusher.replaced(applied.last);
         self.reclaimer.cancel();
+        old.mark_obsolete();
+        self.remover.remove(old);
         *self
             .unflushed
             .lock()

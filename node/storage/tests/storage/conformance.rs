@@ -158,6 +158,8 @@ impl replica::StateStore for State {
     }
 
     fn begin_restore(&mut self, meta: &raft::SnapshotMeta) -> Result<(), raft::StoreError> {
+        // More restores are begun here than the disk would take.
+        self.state.wait_removed();
         self.state.begin_restore(meta)
     }
 

@@ -1,6 +1,7 @@
 //! Tests that open and refuse data directories.
 
 use std::fs;
+use std::path::Path;
 
 use raft::LogStore;
 use replica::StateStore;
@@ -201,6 +202,46 @@ fn an_interrupted_first_start_is_finished() {
     assert_eq!(open(dir.path()).unwrap().identity.node(), node);
 }
 
+/// A newer version, or another node, may need what this node doesn't know.
+#[test]
+fn a_refused_state_is_left_as_it_is() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [one.path(), two.path()] {
+        drop(open(dir).unwrap());
+        fs::create_dir_all(dir.join("state/2/deep")).unwrap();
+    }
+    let states = |dir: &Path| {
+        let entries = fs::read_dir(dir.join("state")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| name != "CURRENT").collect();
+        names.sort();
+        names
+    };
+    // The state of the second in the directory of the first.
+    fs::remove_dir_all(one.path().join("state/1")).unwrap();
+    fs::rename(two.path().join("state/1"), one.path().join("state/1")).unwrap();
+    let refused = open(one.path()).err().unwrap();
+    assert!(
+        matches!(refused, OpenError::ForeignState { .. }),
+        "{refused}"
+    );
+    assert_eq!(states(one.path()), ["1", "2"]);
+    // A state with a table of a newer version.
+    fs::rename(one.path().join("state/1"), two.path().join("state/1")).unwrap();
+    let engine = rocksdb::Options::default();
+    let path = two.path().join("state/1");
+    let names = rocksdb::DB::list_cf(&engine, &path).unwrap();
+    let mut state = rocksdb::DB::open_cf(&engine, &path, names).unwrap();
+    state.create_cf("versions", &engine).unwrap();
+    drop(state);
+    let refused = open(two.path()).err().unwrap();
+    assert!(
+        matches!(refused, OpenError::OtherVersion { .. }),
+        "{refused}"
+    );
+    assert_eq!(states(two.path()), ["1", "2"]);
+}
+
 #[test]
 fn leftovers_of_a_restore_are_removed() {
     let dir = tempfile::tempdir().unwrap();
@@ -252,7 +293,15 @@ fn an_abandoned_restore_frees_its_space() {
     let staged = dir.path().join("state/2");
     assert!(staged.exists());
     state.abandon_restore();
+    // The next one doesn't wait for the removal of the first.
+    state.begin_restore(snapshot.meta()).unwrap();
+    let next = dir.path().join("state/3");
+    assert!(next.exists());
+    state.wait_removed();
     assert!(!staged.exists());
+    state.abandon_restore();
+    state.wait_removed();
+    assert!(!next.exists());
 }
 
 #[test]
