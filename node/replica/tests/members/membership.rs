@@ -134,3 +134,33 @@ fn an_error_after_the_state_was_replaced_is_final() {
     let seen = seen.lock().unwrap();
     assert_eq!((seen.failed_reloads, seen.applied_after), (1, 0));
 }
+
+/// Changes of members and transfers count among the requests that a replica holds.
+#[test]
+fn requests_of_operators_are_bounded_with_all_others() {
+    const MOST: usize = 3;
+    let mut cluster = Cluster::new(|options| options.max_pending_requests = MOST);
+    let (leader, [other, _]) = cluster.elect();
+    // Nothing pends now, so as many requests find room. No other node hears of them.
+    cluster.cut = vec![leader];
+    let node = NodeId(9);
+    let address = "host-9".to_owned();
+    let add = Request::ChangeMembership(MembershipChange::AddLearner { node, address });
+    let added = cluster.submit(leader, add);
+    let transferred = cluster.submit(leader, Request::TransferLeadership(Some(other)));
+    let read = cluster.submit(leader, Request::Read(()));
+    let refused = cluster.submit(leader, Request::Read(()));
+    cluster.settle();
+    let answers = &cluster.outputs.answers;
+    assert!(
+        [added, transferred, read]
+            .iter()
+            .all(|id| !answers.contains_key(id)),
+        "{answers:?}"
+    );
+    let expected = Refusal::Overloaded {
+        what: "pending requests",
+        limit: MOST as u64,
+    };
+    assert_eq!(answers.get(&refused), Some(&Err(expected)));
+}
