@@ -22,6 +22,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 use tower::util::MapResponseLayer;
 
 use crate::files;
+use crate::gateway::GatewayLayer;
 use crate::lifecycle::Lifecycle;
 use crate::listen::{self, Bounds, Listener};
 use crate::metrics::Metrics;
@@ -123,6 +124,8 @@ pub(crate) async fn serve(
     let (reporter, health) = health_reporter();
     let health_task = tokio::spawn(report_health(lifecycle, progress, reporter));
     let result = Server::builder()
+        // For the gateway.
+        .accept_http1(true)
         .max_concurrent_streams(limits.max_streams_per_connection)
         .initial_stream_window_size(network.stream_window_bytes)
         .initial_connection_window_size(network.connection_window_bytes)
@@ -139,6 +142,7 @@ pub(crate) async fn serve(
             metrics,
         })
         .layer(MapResponseLayer::new(unfetched::response))
+        .layer(GatewayLayer)
         .layer(MapResponseLayer::new(typed::response::<Body>))
         .layer(EtcdLayer)
         .add_service(kv)

@@ -63,6 +63,7 @@ mod endpoint;
 mod exit;
 mod files;
 mod forward;
+mod gateway;
 mod grpc;
 mod identity;
 mod inbox;
