@@ -1,4 +1,4 @@
-//! What follows the changes of keyspaces: the watches of streams, and the timers of leases.
+//! What follows the changes of keyspaces: the watches of streams, the timers of leases, and the steps of clearing.
 //!
 //! # What it is
 //!
@@ -9,6 +9,7 @@
 //! - [`Watches`] are the watches of one stream. They take batches from the feed, and pages of the past ([`read_page`]) where the
 //!   feed doesn't reach, and say which answer goes out next.
 //! - [`Timers`] are the leases of a leader: which lease expires when.
+//! - [`Clearing`] is what compaction and deletion have left: which keyspace has its next step when.
 //!
 //! # What it promises
 //!
@@ -20,6 +21,7 @@
 //! It has no clock, thread, lock or socket: times are milliseconds of the caller's clock. It doesn't know who leads or which
 //! shards are served; the caller says so.
 
+mod clearing;
 mod feed;
 mod leases;
 mod page;
@@ -27,6 +29,7 @@ mod spans;
 mod stream;
 mod watch;
 
+pub use clearing::{Clearing, Step as ClearingStep};
 pub use feed::{Batch, End, Feed, FeedLimits, Read};
 pub use leases::{Expiry, Remaining, Renewal, Timers};
 pub use page::{Page, PageLimits, read_page, read_previous};
