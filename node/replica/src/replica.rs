@@ -514,6 +514,11 @@ impl<M: StateMachine> Replica<M> {
         self.raft.role() == Role::Leader
     }
 
+    /// Returns the term in which this node leads its group, as far as it knows.
+    pub fn leading_term(&self) -> Option<Term> {
+        self.leads().then(|| self.raft.term())
+    }
+
     /// Returns the status of this replica.
     pub fn status(&self) -> Status {
         Status {

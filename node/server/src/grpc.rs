@@ -8,7 +8,9 @@ use anyhow::Context as _;
 use api::etcd::etcdserverpb::auth_server::AuthServer;
 use api::etcd::etcdserverpb::cluster_server::ClusterServer;
 use api::etcd::etcdserverpb::kv_server::KvServer as EtcdKvServer;
+use api::etcd::etcdserverpb::lease_server::LeaseServer;
 use api::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
+use api::etcd::etcdserverpb::watch_server::WatchServer;
 use api::v1::admin_server::AdminServer;
 use api::v1::handoff_server::HandoffServer;
 use api::v1::kv_server::{KvServer, SERVICE_NAME as KV};
@@ -33,7 +35,10 @@ use crate::services::admin::AdminService;
 use crate::services::ctrl::CtrlService;
 use crate::services::etcd;
 use crate::services::etcd::edge::EtcdLayer;
+use crate::services::etcd::keepalive::KeepAlives;
+use crate::services::etcd::lease::LeaseService;
 use crate::services::etcd::serve::EtcdServices;
+use crate::services::etcd::watch::{WatchService, WatchServices};
 use crate::services::handoff::HandoffService;
 use crate::services::kv::KvService;
 use crate::services::peers::PeerService;
@@ -51,10 +56,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The service names in `grpc.health.v1`: the whole process, and the service that applications use.
 const HEALTH_NAMES: [&str; 2] = ["", KV];
 
+/// The services for clients of etcd.
+pub(crate) struct AllEtcdServices {
+    pub(crate) etcd: Arc<EtcdServices>,
+    pub(crate) watch: Arc<WatchServices>,
+    pub(crate) keep_alives: Arc<KeepAlives>,
+}
+
 /// The services of a node, and the bounds of their server.
 pub(crate) struct Services {
     pub(crate) kv: KvService,
-    pub(crate) etcd: Arc<EtcdServices>,
+    pub(crate) etcd: AllEtcdServices,
     pub(crate) ctrl: CtrlService,
     pub(crate) handoff: HandoffService,
     pub(crate) admin: AdminService,
@@ -95,6 +107,21 @@ pub(crate) async fn serve(
         .max_decoding_message_size(limits.max_request_bytes)
         // A page ends after the pair that reaches the size limit.
         .max_encoding_message_size(usize::MAX);
+    let AllEtcdServices {
+        etcd,
+        watch,
+        keep_alives,
+    } = etcd;
+    let watch = WatchServer::new(WatchService(watch))
+        .max_decoding_message_size(ETCD_MESSAGE_BYTES)
+        // The events of one revision are one message.
+        .max_encoding_message_size(usize::MAX);
+    let lease = LeaseServer::new(LeaseService {
+        etcd: Arc::clone(&etcd),
+        streams: keep_alives,
+    })
+    .max_decoding_message_size(SMALL_MESSAGE_BYTES)
+    .max_encoding_message_size(usize::MAX);
     let etcd_kv = EtcdKvServer::new(etcd::kv::KvService(Arc::clone(&etcd)))
         .max_decoding_message_size(ETCD_MESSAGE_BYTES)
         // Reads have a budget of their own.
@@ -147,6 +174,8 @@ pub(crate) async fn serve(
         .layer(EtcdLayer)
         .add_service(kv)
         .add_service(etcd_kv)
+        .add_service(watch)
+        .add_service(lease)
         .add_service(maintenance)
         .add_service(cluster)
         .add_service(auth)

@@ -67,6 +67,7 @@ mod gateway;
 mod grpc;
 mod identity;
 mod inbox;
+mod keyspaces;
 mod lifecycle;
 mod limiter;
 mod listen;

@@ -11,7 +11,7 @@ use replica::{
     Answer, Applying, Genesis, GroupKind, Refusal, StateMachine, StateReader, Transaction,
 };
 use shardctrler::Shardctrler;
-use shardkv::{Ownership, ShardKv};
+use shardkv::{KeyspaceChanges, Ownership, ShardKv};
 use types::{LogTime, ShardConfig};
 
 /// A request to the replica.
@@ -69,7 +69,9 @@ impl Machine {
     /// Creates the machine for a group of this kind.
     pub(crate) fn new(kind: GroupKind) -> Self {
         match kind {
-            GroupKind::Standalone | GroupKind::Shards => Self::Shards(Box::new(ShardKv::new())),
+            GroupKind::Standalone | GroupKind::Shards => {
+                Self::Shards(Box::new(ShardKv::new().collecting_keyspace_changes()))
+            }
             GroupKind::Controller => Self::Controller(Box::new(Shardctrler::new())),
         }
     }
@@ -99,6 +101,14 @@ impl Machine {
             replica::Request::Write { operation, .. } => machine.awaits_write(operation),
             replica::Request::Read(Query::Shards(query)) => machine.awaits_read(query),
             _ => false,
+        }
+    }
+
+    /// Returns the changes of keyspaces since the last call.
+    pub(crate) fn take_keyspace_changes(&mut self) -> KeyspaceChanges {
+        match self {
+            Self::Shards(machine) => machine.take_keyspace_changes(),
+            Self::Controller(_) => KeyspaceChanges::default(),
         }
     }
 

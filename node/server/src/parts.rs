@@ -3,6 +3,7 @@
 //! This is the only file that knows all handles. Every other file takes the handles that it uses.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use shardkv::GroupKind;
 use shardkv_client::ClientOptions;
@@ -14,14 +15,20 @@ use crate::configs::follow::Follower;
 use crate::configs::kept;
 use crate::exit::Fatal;
 use crate::forward::Forwarder;
-use crate::grpc::Services;
+use crate::grpc::{AllEtcdServices, Services};
 use crate::identity::Identity;
 use crate::inbox::Inbox;
+use crate::keyspaces::Followers;
+use crate::keyspaces::clearing::Clearer;
+use crate::keyspaces::hub::Hub;
+use crate::keyspaces::leader_tasks::{self, LeaderTasks};
+use crate::keyspaces::lessor::Lessor;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::metrics::watch::ShardWatch;
 use crate::mover::{self, RoomWatch, SharedMover};
 use crate::options::Options;
+use crate::page_budget::PageBudget;
 use crate::peers::Peers;
 use crate::progress::Progress;
 use crate::readiness::ReadinessProbe;
@@ -33,9 +40,11 @@ use crate::routing::Routing;
 use crate::services::admin::AdminService;
 use crate::services::all_groups::AllGroups;
 use crate::services::ctrl::{CtrlService, Cuts, Proofs};
+use crate::services::etcd::keepalive::KeepAlives;
 use crate::services::etcd::naming::Naming;
 use crate::services::etcd::serve::EtcdServices;
 use crate::services::etcd::store::{self, Keyspaces, Known};
+use crate::services::etcd::watch::{self, WatchServices};
 use crate::services::export::Exporter;
 use crate::services::handoff::{self, HandoffService};
 use crate::services::kv::KvService;
@@ -60,6 +69,7 @@ pub(crate) struct Parts {
     pub(crate) progress: Arc<Progress>,
     pub(crate) forwarder: Arc<Forwarder>,
     mover: Arc<SharedMover>,
+    pub(crate) followers: Arc<Followers>,
     pub(crate) transport: Arc<Transport>,
 }
 
@@ -119,6 +129,14 @@ impl Parts {
             Arc::clone(&metrics),
             options.network,
         ));
+        let followers = Arc::new(Followers {
+            hub: Arc::new(Hub::new(routing.watch_ownership())),
+            lessor: Arc::new(Lessor::new(
+                routing.watch_ownership(),
+                election_timeout(&options),
+            )),
+            clearer: Arc::new(Clearer::new()),
+        });
         Self {
             options,
             lifecycle,
@@ -133,6 +151,7 @@ impl Parts {
             progress,
             forwarder,
             mover: Arc::new(SharedMover::default()),
+            followers,
             transport,
         }
     }
@@ -146,7 +165,7 @@ impl Parts {
         ));
         Services {
             kv: self.kv_service(Arc::clone(&readers)),
-            etcd: self.etcd_services(&state),
+            etcd: self.all_etcd_services(&state),
             ctrl: self.ctrl_service(),
             handoff: HandoffService::new(
                 Arc::clone(&self.replica),
@@ -216,6 +235,50 @@ impl Parts {
         }
     }
 
+    /// Creates the services for clients of etcd, and starts the tasks of keyspaces.
+    fn all_etcd_services(&self, state: &StateReads) -> AllEtcdServices {
+        let etcd = self.etcd_services(state);
+        let readers = |kind| {
+            let seconds = self.metrics.keyspaces.state_read_seconds.clone();
+            Readers::new(state.clone(), kind, seconds)
+        };
+        let timeout = election_timeout(&self.options);
+        let watch = Arc::new(WatchServices::new(
+            Arc::clone(&etcd),
+            Arc::clone(&self.followers.hub),
+            readers(watch::READ_KIND),
+            PageBudget::new(
+                self.options.limits.max_keyspace_read_bytes,
+                self.options.request_timeout,
+            ),
+            timeout,
+        ));
+        let keep_alives = Arc::new(KeepAlives::new(
+            Arc::clone(&etcd),
+            timeout,
+            self.options.request_timeout,
+        ));
+        tokio::spawn(Arc::clone(&watch).publish());
+        if self.routing.kind() != GroupKind::Controller {
+            let tasks = Arc::new(LeaderTasks {
+                lessor: Arc::clone(&self.followers.lessor),
+                clearer: Arc::clone(&self.followers.clearer),
+                routing: Arc::clone(&self.routing),
+                keyspaces: Arc::clone(&etcd.keyspaces),
+                readers: readers(leader_tasks::READ_KIND),
+                metrics: Arc::clone(&self.metrics),
+            });
+            tokio::spawn(Arc::clone(&tasks).load());
+            tokio::spawn(Arc::clone(&tasks).clear());
+            tokio::spawn(tasks.expire());
+        }
+        AllEtcdServices {
+            etcd,
+            watch,
+            keep_alives,
+        }
+    }
+
     fn etcd_services(&self, state: &StateReads) -> Arc<EtcdServices> {
         let readers = |kind| {
             let seconds = self.metrics.keyspaces.state_read_seconds.clone();
@@ -245,6 +308,7 @@ impl Parts {
         );
         Arc::new(EtcdServices {
             keyspaces: Arc::new(keyspaces),
+            lessor: Arc::clone(&self.followers.lessor),
             naming: Naming::new(own, names.fallback.clone()),
             lifecycle: Arc::clone(&self.lifecycle),
             forwarder: Arc::clone(&self.forwarder),
@@ -295,6 +359,7 @@ impl Parts {
             readiness: Arc::clone(&self.readiness),
             progress: Arc::clone(&self.progress),
             routing: Arc::clone(&self.routing),
+            followers: Arc::clone(&self.followers),
             births: Arc::clone(&self.forwarder.births),
             admission: Arc::clone(&self.admission),
             metrics: Arc::clone(&self.metrics),
@@ -360,4 +425,11 @@ impl Parts {
         };
         tokio::spawn(mover::drive(handles, group, self.options.handoff.mover));
     }
+}
+
+/// Returns the least time after which members of a group believe that their leader is gone.
+fn election_timeout(options: &Options) -> Duration {
+    let replica = &options.replica;
+    let ticks = u64::from(replica.raft.election_ticks);
+    Duration::from_millis(ticks * u64::from(replica.tick_ms))
 }

@@ -17,6 +17,7 @@ use crate::admission::Admission;
 use crate::births::Births;
 use crate::divergence::Divergence;
 use crate::inbox::{Batch, Inbox, Submission};
+use crate::keyspaces::Followers;
 use crate::lifecycle::Lifecycle;
 use crate::machine::{Machine, MachineResult, Published, Response};
 use crate::metrics::{Metrics, raise, set};
@@ -58,6 +59,7 @@ pub(crate) struct Handles {
     pub(crate) readiness: Arc<ReadinessProbe>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) routing: Arc<Routing>,
+    pub(crate) followers: Arc<Followers>,
     pub(crate) births: Arc<Births>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) metrics: Arc<Metrics>,
@@ -129,7 +131,8 @@ impl Runtime {
 
     fn run(mut self) -> Result<(), StoreError> {
         self.publish();
-        self.publish_machine();
+        let moved = self.publish_machine();
+        self.publish_keyspaces(moved);
         let mut released = false;
         loop {
             self.handles.progress.mark();
@@ -140,7 +143,9 @@ impl Runtime {
                 return self.stop();
             }
             self.poll()?;
-            released = self.publish_machine() && self.unpark();
+            let moved = self.publish_machine();
+            self.publish_keyspaces(moved);
+            released = moved && self.unpark();
             self.handles.deliveries.hand_over(&mut self.outlet.answers);
         }
     }
@@ -278,6 +283,18 @@ impl Runtime {
         self.handles.routing.update(latest.clone());
         self.published = Some(latest);
         true
+    }
+
+    /// Tells those who follow keyspaces what has changed, after the ownership was published and before the answers go out.
+    /// `moved` says that the ownership has changed.
+    fn publish_keyspaces(&mut self, moved: bool) {
+        let changes = self.replica.machine_mut().take_keyspace_changes();
+        if let Some(Published::Ownership(ownership)) = &self.published {
+            let term = self.replica.leading_term();
+            self.handles
+                .followers
+                .note(&changes, ownership, moved, term);
+        }
     }
 
     fn publish(&mut self) {

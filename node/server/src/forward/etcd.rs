@@ -8,7 +8,7 @@ use tonic::transport::Channel;
 use types::{Gid, ShardId};
 
 use super::kv::owner;
-use super::{Forwarder, Repeat, Terms, call};
+use super::{Forwarder, Repeat, Terms, call, open};
 use crate::services::etcd::status::is_final;
 
 /// Passes a call, which arrived at this time and takes so many bytes, to the leader of the group that owns a shard. The refusal
@@ -31,12 +31,32 @@ where
     let route = || owner(forwarder, shard);
     call(forwarder, route, terms, |channel, gid| {
         let asked = ask(channel, gid);
-        async move {
-            match asked.await {
-                Err(status) if is_final(&status) => Ok(Err(status)),
-                answer => answer.map(Ok),
-            }
-        }
+        async move { told(asked.await) }
     })
     .await
+}
+
+/// Opens a stream at the leader of the group that owns a shard, over connections on which calls don't wait behind it.
+pub(crate) async fn keyspace_stream<T, F>(
+    forwarder: &Forwarder,
+    shard: ShardId,
+    ask: impl Fn(Channel, Gid) -> F,
+) -> Result<Result<T, Status>, ErrorDetail>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let route = || owner(forwarder, shard);
+    open(forwarder, route, |channel, gid| {
+        let asked = ask(channel, gid);
+        async move { told(asked.await) }
+    })
+    .await
+}
+
+/// Returns the refusal of a keyspace as an answer.
+fn told<T>(answer: Result<T, Status>) -> Result<Result<T, Status>, Status> {
+    match answer {
+        Err(status) if is_final(&status) => Ok(Err(status)),
+        answer => answer.map(Ok),
+    }
 }

@@ -41,7 +41,7 @@ use types::{ConfigNum, Gid};
 
 pub(crate) use channels::{ChannelError, Channels};
 pub(crate) use ctrl::{ControllerRequest, controllers};
-pub(crate) use etcd::keyspace;
+pub(crate) use etcd::{keyspace, keyspace_stream};
 pub(crate) use kv::{export, item, no_config, open_session, own_group, scan};
 pub(crate) use leaders::Leaders;
 pub(crate) use places::Waiting;

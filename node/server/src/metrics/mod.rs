@@ -5,6 +5,7 @@ mod keyspaces;
 mod scans;
 mod shards;
 pub(crate) mod watch;
+mod watches;
 
 use api::error_status;
 use api::v1::ErrorDetail;
@@ -21,6 +22,7 @@ pub(crate) use figures::{raise, set};
 use keyspaces::KeyspaceMetrics;
 use scans::ScanMetrics;
 use shards::ShardMetrics;
+use watches::WatchMetrics;
 
 /// The methods whose latency is measured.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +74,7 @@ pub(crate) struct Metrics {
     pub(crate) handoff: HandoffMetrics,
     pub(crate) scans: ScanMetrics,
     pub(crate) keyspaces: KeyspaceMetrics,
+    pub(crate) watches: WatchMetrics,
     pub(crate) shards: ShardMetrics,
 }
 
@@ -165,6 +168,7 @@ impl Metrics {
             handoff: HandoffMetrics::new(),
             scans: ScanMetrics::new(),
             keyspaces: KeyspaceMetrics::new(),
+            watches: WatchMetrics::default(),
             shards: ShardMetrics::default(),
         };
         metrics.register_requests();
@@ -174,6 +178,7 @@ impl Metrics {
         metrics.register_handoff();
         metrics.scans.register(&mut metrics.registry);
         metrics.keyspaces.register(&mut metrics.registry);
+        metrics.watches.register(&mut metrics.registry);
         metrics.shards.register(&mut metrics.registry);
         metrics
     }

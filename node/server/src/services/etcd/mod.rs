@@ -5,13 +5,18 @@
 //! - [`store`] finds, reads and writes a keyspace of this node's group.
 //! - [`requests`] and [`answers`] convert messages, and [`status`] refusals.
 //! - [`ranges`] bounds what reads take, and serves ranges in parts.
-//! - [`kv`], [`maintenance`], [`cluster`] and [`auth`] are the services.
+//! - [`streams`] opens streams here or elsewhere, and [`leader`] ends those that need one.
+//! - [`watch_stream`] serves one watch stream, and [`keepalive`] one of renewals.
+//! - [`kv`], [`watch`], [`lease`], [`maintenance`], [`cluster`] and [`auth`] are the services.
 
 mod answers;
 pub(crate) mod auth;
 pub(crate) mod cluster;
 pub(crate) mod edge;
+pub(crate) mod keepalive;
 pub(crate) mod kv;
+mod leader;
+pub(crate) mod lease;
 pub(crate) mod maintenance;
 pub(crate) mod naming;
 mod ranges;
@@ -19,3 +24,7 @@ mod requests;
 pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod store;
+mod streams;
+pub(crate) mod watch;
+mod watch_messages;
+mod watch_stream;

@@ -11,11 +11,12 @@ use api::v1::ErrorDetail;
 use prometheus_client::metrics::histogram::Histogram;
 use prost::Message;
 use shardkv::GroupKind;
-use tonic::metadata::MetadataValue;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::edge::Authority;
+use super::leader;
 use super::naming::{KEYSPACE_METADATA_KEY, Naming, Said};
 use super::status::{self, Failure};
 use super::store::Keyspaces;
@@ -23,6 +24,7 @@ use crate::admission::Admission;
 use crate::forward::{
     self, Forwarder, Repeat, is_elsewhere, is_forbidden, is_on_its_way, once_for,
 };
+use crate::keyspaces::lessor::Lessor;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::page_budget::PageShare;
@@ -31,13 +33,14 @@ use crate::services::destination;
 use crate::services::unfetched::Unfetched;
 
 /// The pause between attempts while a shard is on its way here.
-const ON_ITS_WAY_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const ON_ITS_WAY_PAUSE: Duration = Duration::from_millis(20);
 /// Answers of other nodes up to this size need no share of the budget.
 const SMALL_ANSWER_BYTES: usize = 16 << 10;
 
 /// The parts that all services for clients of etcd share.
 pub(crate) struct EtcdServices {
     pub(crate) keyspaces: Arc<Keyspaces>,
+    pub(crate) lessor: Arc<Lessor>,
     pub(crate) naming: Naming,
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) forwarder: Arc<Forwarder>,
@@ -54,6 +57,8 @@ pub(crate) struct Call {
     pub(crate) authority: Option<String>,
     /// True if the call must not be forwarded.
     pub(crate) forbidden: bool,
+    /// True if the client asks that its stream ends when there is no leader.
+    pub(crate) requires_leader: bool,
     /// The time of the call's arrival.
     pub(crate) arrived: Instant,
 }
@@ -122,6 +127,7 @@ impl EtcdServices {
             })?,
             authority: authority.map(|authority| authority.0.clone()),
             forbidden: is_forbidden(metadata),
+            requires_leader: leader::is_required(metadata),
             arrived: Instant::now(),
         })
     }
@@ -233,7 +239,7 @@ impl EtcdServices {
         F: Future<Output = Result<T, Status>>,
     {
         let shard = self.keyspaces.shard(&call.keyspace)?;
-        let name = MetadataValue::try_from(&call.keyspace).map_err(|_| nameless())?;
+        let name = name_of(call)?;
         let ask = |channel, gid| {
             let mut outgoing = once_for(&self.forwarder, gid, ());
             let metadata = outgoing.metadata_mut();
@@ -246,9 +252,10 @@ impl EtcdServices {
     }
 }
 
-fn nameless() -> ErrorDetail {
-    errors::bad_request(
-        KEYSPACE_METADATA_KEY,
-        "it has characters that metadata can't hold",
-    )
+/// Returns the metadata that names the keyspace of a call.
+pub(super) fn name_of(call: &Call) -> Result<MetadataValue<Ascii>, ErrorDetail> {
+    MetadataValue::try_from(&call.keyspace).map_err(|_| {
+        let why = "it has characters that metadata can't hold";
+        errors::bad_request(KEYSPACE_METADATA_KEY, why)
+    })
 }

@@ -1,0 +1,180 @@
+//! The tasks of a leader for keyspaces. This one reads the leases, and what is to be cleared, of the shards that the group serves; others
+//! revoke leases that have expired ([`expiry`](super::expiry)), and clear ([`clearing`](super::clearing)).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::v1::ErrorDetail;
+use keyspace::{Lease, LeaseId, Place};
+use raft::{StoreError, Term};
+use replica::PairReader;
+use shardkv::{KvError, Ownership, read_keyspaces};
+use tokio::time::sleep;
+use types::{ConfigNum, ShardId};
+
+use super::clearing::Clearer;
+use super::lessor::Lessor;
+use crate::metrics::Metrics;
+use crate::reads::{ReadKind, Readers};
+use crate::routing::Routing;
+use crate::services::etcd::store::Keyspaces;
+
+/// The shards whose keyspaces are listed in one read.
+const SHARDS_OF_A_READ: usize = 256;
+/// The leases, and the keyspaces of a shard, of one read.
+const PAGE: usize = 1_000;
+/// The pause before a failed read is tried again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The bounds of these reads: they are made one after the other.
+pub(crate) const READ_KIND: ReadKind = ReadKind {
+    what: "reads of leases",
+    max_running: 1,
+    max_admitted: 1,
+};
+
+/// The parts of the tasks.
+pub(crate) struct LeaderTasks {
+    pub(crate) lessor: Arc<Lessor>,
+    pub(crate) clearer: Arc<Clearer>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) keyspaces: Arc<Keyspaces>,
+    pub(crate) readers: Readers,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// A keyspace that was listed.
+struct Listed {
+    place: Place,
+    /// The configuration since which its shard is served.
+    config: ConfigNum,
+    deleted: bool,
+    /// True if compaction or deletion has left something.
+    leaves: bool,
+}
+
+impl LeaderTasks {
+    /// Reads the leases of all shards that the group serves while this node leads.
+    pub(crate) async fn load(self: Arc<Self>) {
+        let mut terms = self.lessor.watch_term();
+        let mut owned = self.routing.watch_ownership();
+        let mut loaded: BTreeMap<ShardId, ConfigNum> = BTreeMap::new();
+        let mut of = None;
+        loop {
+            let term = *terms.borrow_and_update();
+            let ownership = Arc::clone(&owned.borrow_and_update());
+            if of != term {
+                of = term;
+                loaded.clear();
+            }
+            loaded.retain(|shard, config| ownership.served_since(*shard) == Some(*config));
+            let Some(term) = term else {
+                if terms.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            let missing: Vec<_> = missing(&ownership, &loaded).collect();
+            for shards in missing.chunks(SHARDS_OF_A_READ) {
+                if self.load_shards(term, shards).await.is_ok() {
+                    loaded.extend(shards.iter().copied());
+                } else {
+                    sleep(PAUSE).await;
+                }
+                if *self.lessor.watch_term().borrow() != Some(term) {
+                    break;
+                }
+            }
+            let complete = missing.iter().all(|(shard, _)| loaded.contains_key(shard));
+            tokio::select! {
+                changed = terms.changed() => if changed.is_err() { return },
+                changed = owned.changed() => if changed.is_err() { return },
+                () = std::future::ready(()), if !complete => {}
+            }
+        }
+    }
+
+    async fn load_shards(
+        &self,
+        term: Term,
+        shards: &[(ShardId, ConfigNum)],
+    ) -> Result<(), ErrorDetail> {
+        let asked = shards.to_vec();
+        let listed = self.readers.read(move |state| {
+            let mut found = Vec::new();
+            for (shard, config) in asked {
+                let listed = read_keyspaces(state, shard, |reader| list(reader, shard, config))?;
+                // The shard went away meanwhile. The ownership says so, too.
+                found.extend(listed.unwrap_or_default());
+            }
+            Ok(found)
+        });
+        for listed in listed.await? {
+            let place = listed.place;
+            if listed.leaves {
+                self.clearer.add(term, place);
+            }
+            if !listed.deleted && self.lessor.begin(term, place, listed.config) {
+                self.load_keyspace(term, place).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn load_keyspace(&self, term: Term, place: Place) -> Result<(), ErrorDetail> {
+        let mut after: Option<LeaseId> = None;
+        loop {
+            let read = self.readers.read(move |state| {
+                read_keyspaces(state, place.shard, |reader| {
+                    keyspace::read_leases(reader, place, after, PAGE)
+                })
+            });
+            let page: Result<Vec<Lease>, KvError> = read.await?;
+            // The shard went away meanwhile.
+            let Ok(page) = page else {
+                return Ok(());
+            };
+            let last = page.len() < PAGE;
+            after = page.last().map(|lease| lease.id);
+            self.lessor.load(term, place, &page, last);
+            if last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Returns the shards that are served, and whose leases are not loaded.
+fn missing<'a>(
+    ownership: &'a Ownership,
+    loaded: &'a BTreeMap<ShardId, ConfigNum>,
+) -> impl Iterator<Item = (ShardId, ConfigNum)> + 'a {
+    let shards = ownership.shards.keys().copied();
+    let served = shards.filter_map(|shard| Some((shard, ownership.served_since(shard)?)));
+    served.filter(|(shard, _)| !loaded.contains_key(shard))
+}
+
+/// Returns the keyspaces of a shard, deleted ones that are being cleared included.
+fn list(
+    reader: &dyn PairReader,
+    shard: ShardId,
+    config: ConfigNum,
+) -> Result<Vec<Listed>, StoreError> {
+    let mut found = Vec::new();
+    let mut after = None;
+    loop {
+        let page = keyspace::list(reader, shard, after, PAGE)?;
+        let last = page.len() < PAGE;
+        after = page.last().map(|(id, _)| *id);
+        found.extend(page.into_iter().map(|(id, record)| Listed {
+            place: Place { shard, id },
+            config,
+            deleted: record.deleted,
+            leaves: record.deleted || record.clearing,
+        }));
+        if last {
+            return Ok(found);
+        }
+    }
+}

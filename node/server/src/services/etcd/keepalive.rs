@@ -1,0 +1,196 @@
+//! Streams of renewals. A renewal needs no entry in the log, but proof that this node leads: a lease that another leader has let expire
+//! is not renewed here. The requests that have come together share the proof.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::errors;
+use api::etcd::etcdserverpb as pb;
+use changes::Renewal;
+use futures::{FutureExt as _, StreamExt as _};
+use keyspace::LeaseId;
+use pb::lease_client::LeaseClient;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::leader;
+use super::lease::wait;
+use super::serve::{Call, EtcdServices};
+use super::status::Failure;
+use super::store::{Found, Freshness};
+use super::streams::{Opened, Over, status_of, stopped};
+
+/// The most streams of renewals of a node.
+const MAX_STREAMS: usize = 20_000;
+/// The most renewals that share a proof of leadership.
+const MAX_BATCH: usize = 256;
+
+/// The streams of renewals of a node.
+pub(crate) struct KeepAlives {
+    etcd: Arc<EtcdServices>,
+    streams: Arc<Semaphore>,
+    election_timeout: Duration,
+    patience: Duration,
+}
+
+impl KeepAlives {
+    /// `patience` is the time that a renewal may wait for the timers of a new leader, or for a revoke.
+    pub(crate) fn new(
+        etcd: Arc<EtcdServices>,
+        election_timeout: Duration,
+        patience: Duration,
+    ) -> Self {
+        Self {
+            etcd,
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            election_timeout,
+            patience,
+        }
+    }
+}
+
+type Requests = Streaming<pb::LeaseKeepAliveRequest>;
+type Answers = mpsc::Sender<Result<pb::LeaseKeepAliveResponse, Status>>;
+
+/// Opens a stream of renewals, here or at the leader.
+pub(super) async fn open(
+    streams: &Arc<KeepAlives>,
+    call: &Call,
+    requests: Requests,
+) -> Result<ReceiverStream<Result<pb::LeaseKeepAliveResponse, Status>>, Failure> {
+    let etcd = &streams.etcd;
+    let full = |_| errors::overloaded("streams of renewals", MAX_STREAMS as u64, 1_000);
+    let slot = Arc::clone(&streams.streams).try_acquire_owned();
+    let slot = slot.map_err(full)?;
+    let opened = etcd.open(
+        call,
+        || find(etcd, &call.keyspace),
+        |channel, outgoing| async move {
+            let mut client = LeaseClient::new(channel);
+            Ok(client.lease_keep_alive(outgoing).await?.into_inner())
+        },
+    );
+    let opened = opened.await?;
+    let (answers, stream) = mpsc::channel(1);
+    let lifecycle = Arc::clone(&etcd.lifecycle);
+    match opened {
+        Opened::There(elsewhere) => {
+            tokio::spawn(async move {
+                elsewhere.relay(lifecycle, requests, answers).await;
+                drop(slot);
+            });
+        }
+        Opened::Here(_) => {
+            if call.requires_leader {
+                leader::check(&lifecycle)?;
+            }
+            let stream = KeepAliveStream {
+                streams: Arc::clone(streams),
+                call: call.clone(),
+                requests,
+                answers,
+            };
+            tokio::spawn(stream.run(slot));
+        }
+    }
+    Ok(ReceiverStream::new(stream))
+}
+
+/// Finds the keyspace, and proves that this node leads the group that owns it.
+async fn find(etcd: &EtcdServices, name: &str) -> Result<Found, Failure> {
+    let read = etcd
+        .keyspaces
+        .read(name, Freshness::Linearizable, |_, _| Ok(Ok(())));
+    Ok(read.await?.0)
+}
+
+struct KeepAliveStream {
+    streams: Arc<KeepAlives>,
+    call: Call,
+    requests: Requests,
+    answers: Answers,
+}
+
+impl KeepAliveStream {
+    async fn run(mut self, _slot: OwnedSemaphorePermit) {
+        let streams = Arc::clone(&self.streams);
+        let lifecycle = &streams.etcd.lifecycle;
+        let (answers, requires) = (self.answers.clone(), self.call.requires_leader);
+        let over = tokio::select! {
+            over = self.serve() => over,
+            () = answers.closed() => Over::Gone,
+            () = lifecycle.draining() => Over::Failed(stopped()),
+            status = leader::lost(lifecycle, streams.election_timeout), if requires => Over::Failed(status),
+        };
+        if let Over::Failed(status) = over {
+            // The client may be gone.
+            let _ = answers.send(Err(status)).await;
+        }
+    }
+
+    async fn serve(&mut self) -> Over {
+        loop {
+            let Some(Ok(first)) = self.requests.next().await else {
+                return Over::Gone;
+            };
+            let mut batch = vec![LeaseId(first.id)];
+            while batch.len() < MAX_BATCH
+                && let Some(Some(Ok(next))) = self.requests.next().now_or_never()
+            {
+                batch.push(LeaseId(next.id));
+            }
+            if let Err(over) = self.renew_all(batch).await {
+                return over;
+            }
+        }
+    }
+
+    async fn renew_all(&mut self, batch: Vec<LeaseId>) -> Result<(), Over> {
+        // The proof begins after the requests have come.
+        let mut found = self.find().await?;
+        for id in batch {
+            let deadline = Instant::now() + self.streams.patience;
+            loop {
+                let lessor = &self.streams.etcd.lessor;
+                let mut changed = lessor.watch();
+                let ttl = match lessor.renew(found.place, id) {
+                    Renewal::Renewed { ttl } => ttl,
+                    Renewal::Unknown => 0,
+                    Renewal::Expired | Renewal::Loading | Renewal::Elsewhere => {
+                        let waited = wait(&mut changed, deadline).await;
+                        waited.map_err(|error| self.failed(error.into()))?;
+                        found = self.find().await?;
+                        continue;
+                    }
+                };
+                self.answer(&found, id, ttl).await?;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn answer(&mut self, found: &Found, id: LeaseId, ttl: i64) -> Result<(), Over> {
+        let keyspaces = &self.streams.etcd.keyspaces;
+        // The revision was read before the renewal, so it isn't above that of a revoke which comes after it.
+        let header = keyspaces.header(found.record.cluster_id(), found.record.revision);
+        let answer = pb::LeaseKeepAliveResponse {
+            header: Some(header),
+            id: id.0,
+            ttl,
+        };
+        let sent = self.answers.send(Ok(answer)).await;
+        sent.map_err(|_| Over::Gone)
+    }
+
+    async fn find(&self) -> Result<Found, Over> {
+        let found = find(&self.streams.etcd, &self.call.keyspace).await;
+        found.map_err(|failure| self.failed(failure))
+    }
+
+    fn failed(&self, failure: Failure) -> Over {
+        Over::Failed(status_of(&self.streams.etcd, &self.call, failure))
+    }
+}

@@ -1,0 +1,51 @@
+//! Streams that need a leader: etcd's clients ask for it by metadata, so that a stream ends when its node is cut off.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use super::status::Failure;
+use crate::lifecycle::{Lifecycle, View};
+
+/// The metadata with which a client asks that its stream ends without a leader.
+pub(super) const REQUIRE_LEADER_METADATA_KEY: &str = "hasleader";
+/// The election timeouts without a leader after which a stream ends.
+const PATIENCE: u32 = 3;
+
+/// Returns true if a client asks that its stream ends when there is no leader.
+pub(super) fn is_required(metadata: &MetadataMap) -> bool {
+    let value = metadata.get(REQUIRE_LEADER_METADATA_KEY);
+    value.is_some_and(|value| value.as_encoded_bytes() == b"true")
+}
+
+/// Refuses a stream while this node knows no leader.
+pub(super) fn check(lifecycle: &Lifecycle) -> Result<(), Failure> {
+    if lifecycle.with_view(has_leader) {
+        return Ok(());
+    }
+    Err(Failure::Status(Box::new(none())))
+}
+
+/// Resolves once this node has known no leader for three election timeouts.
+pub(super) async fn lost(lifecycle: &Lifecycle, election_timeout: Duration) -> Status {
+    let mut view = lifecycle.watch();
+    loop {
+        // The sender lives in the lifecycle.
+        let _ = view.wait_for(|view| !has_leader(view)).await;
+        let found = view.wait_for(has_leader);
+        if timeout(election_timeout * PATIENCE, found).await.is_err() {
+            return none();
+        }
+    }
+}
+
+fn has_leader(view: &View) -> bool {
+    let status = view.status.as_ref();
+    status.is_some_and(|status| status.leader.is_some() || status.role == raft::Role::Leader)
+}
+
+fn none() -> Status {
+    Status::unavailable("etcdserver: no leader")
+}

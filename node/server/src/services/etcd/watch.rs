@@ -1,0 +1,214 @@
+//! The service `Watch`. Each replica of the group that owns a keyspace serves its watches; other nodes pass them on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::errors;
+use api::etcd::etcdserverpb as pb;
+use changes::Watches;
+use pb::watch_client::WatchClient;
+use pb::watch_server::Watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::interval;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::leader;
+use super::serve::{Call, EtcdServices};
+use super::status::Failure;
+use super::store::{Freshness, Identity};
+use super::streams::{Opened, Over, status_of, stopped};
+use super::watch_stream::WatchStream;
+use crate::keyspaces::hub::{Hub, Subscription};
+use crate::metrics::set;
+use crate::page_budget::PageBudget;
+use crate::reads::{ReadKind, Readers};
+
+/// The most watch streams of a node.
+const MAX_STREAMS: usize = 20_000;
+/// The most watches of a node.
+const MAX_WATCHES: usize = 200_000;
+/// The most watches of a stream.
+const MAX_WATCHES_PER_STREAM: usize = 10_000;
+
+/// The interval of published figures.
+const PUBLISH_EVERY: Duration = Duration::from_secs(1);
+
+/// The bounds of reads for watches. A stream has one read at a time.
+pub(crate) const READ_KIND: ReadKind = ReadKind {
+    what: "reads of watches",
+    max_running: 2,
+    max_admitted: MAX_STREAMS,
+};
+
+/// The parts that watch streams share.
+pub(crate) struct WatchServices {
+    pub(crate) etcd: Arc<EtcdServices>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) readers: Readers,
+    /// The budget of pages of the past that are on their way to clients.
+    pub(crate) pages: PageBudget,
+    pub(crate) slots: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    election_timeout: Duration,
+}
+
+impl WatchServices {
+    pub(crate) fn new(
+        etcd: Arc<EtcdServices>,
+        hub: Arc<Hub>,
+        readers: Readers,
+        pages: PageBudget,
+        election_timeout: Duration,
+    ) -> Self {
+        Self {
+            etcd,
+            hub,
+            readers,
+            pages,
+            slots: Arc::new(Semaphore::new(MAX_WATCHES)),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            election_timeout,
+        }
+    }
+
+    fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        let slot = Arc::clone(&self.streams).try_acquire_owned();
+        let full = |_| errors::overloaded("watch streams", MAX_STREAMS as u64, 1_000);
+        Ok(slot.map_err(full)?)
+    }
+
+    /// Publishes the numbers of streams, watches and feeds now and then.
+    pub(crate) async fn publish(self: Arc<Self>) {
+        let metrics = &self.etcd.metrics.watches;
+        let mut look = interval(PUBLISH_EVERY);
+        loop {
+            look.tick().await;
+            set(&metrics.streams, used(MAX_STREAMS, &self.streams));
+            set(&metrics.watches, used(MAX_WATCHES, &self.slots));
+            let (feeds, bytes) = self.hub.size();
+            set(&metrics.feeds, feeds as u64);
+            set(&metrics.feed_bytes, bytes as u64);
+        }
+    }
+
+    /// Finds the keyspace in this node's state and follows it.
+    async fn find(&self, name: &str) -> Result<(Identity, Subscription), Failure> {
+        let keyspaces = &self.etcd.keyspaces;
+        let found = keyspaces.read(name, Freshness::Serializable, |_, _| Ok(Ok(())));
+        let identity = found.await?.0.identity();
+        let routing = &keyspaces.routing;
+        let subscription = self.hub.follow(identity.place);
+        // The shard went away meanwhile.
+        let subscription = subscription.ok_or_else(|| routing.wrong_group())?;
+        if subscription.followed.revisions().is_none() {
+            let place = identity.place;
+            let read = keyspaces.read(name, Freshness::Serializable, move |_, found| {
+                Ok(Ok((found.place == place).then_some(())))
+            });
+            let (found, same) = read.await?;
+            // Another incarnation: the caller tries again.
+            same.ok_or_else(|| errors::unavailable("the keyspace was created anew", 100))?;
+            let record = &found.record;
+            subscription
+                .followed
+                .learn(record.revision, record.compacted);
+        }
+        Ok((identity, subscription))
+    }
+}
+
+/// The service.
+pub(crate) struct WatchService(pub(crate) Arc<WatchServices>);
+
+#[tonic::async_trait]
+impl Watch for WatchService {
+    type WatchStream = ReceiverStream<Result<pb::WatchResponse, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<pb::WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let services = &self.0;
+        let call = services.etcd.call(&request)?;
+        let opened = self.open(&call, request.into_inner()).await;
+        let stream = opened.map_err(|failure| status_of(&services.etcd, &call, failure))?;
+        Ok(Response::new(stream))
+    }
+}
+
+impl WatchService {
+    async fn open(
+        &self,
+        call: &Call,
+        requests: Streaming<pb::WatchRequest>,
+    ) -> Result<<Self as Watch>::WatchStream, Failure> {
+        let services = Arc::clone(&self.0);
+        let slot = services.admit()?;
+        let opened = services.etcd.open(
+            call,
+            || services.find(&call.keyspace),
+            |channel, outgoing| async move {
+                let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
+                Ok(client.watch(outgoing).await?.into_inner())
+            },
+        );
+        let opened = opened.await?;
+        let (answers, stream) = mpsc::channel(1);
+        let lifecycle = Arc::clone(&services.etcd.lifecycle);
+        match opened {
+            Opened::There(elsewhere) => {
+                tokio::spawn(async move {
+                    elsewhere.relay(lifecycle, requests, answers).await;
+                    drop(slot);
+                });
+            }
+            Opened::Here((identity, subscription)) => {
+                if call.requires_leader {
+                    leader::check(&lifecycle)?;
+                }
+                let revisions = subscription.followed.revisions();
+                let newest = revisions.map_or(0, |(newest, _)| newest);
+                let stream = WatchStream {
+                    watches: Watches::new(newest, MAX_WATCHES_PER_STREAM),
+                    name: call.keyspace.clone(),
+                    identity,
+                    subscription,
+                    requests,
+                    open: true,
+                    answers,
+                    slots: None,
+                    share: None,
+                    services,
+                };
+                tokio::spawn(run(stream, call.requires_leader, slot));
+            }
+        }
+        Ok(ReceiverStream::new(stream))
+    }
+}
+
+/// Serves a stream until it is over, and tells the client why.
+async fn run(
+    mut stream: WatchStream<Streaming<pb::WatchRequest>>,
+    requires_leader: bool,
+    _slot: OwnedSemaphorePermit,
+) {
+    let services = Arc::clone(&stream.services);
+    let lifecycle = &services.etcd.lifecycle;
+    let over = tokio::select! {
+        over = stream.serve() => over,
+        () = lifecycle.draining() => Over::Failed(stopped()),
+        status = leader::lost(lifecycle, services.election_timeout), if requires_leader => Over::Failed(status),
+    };
+    let answers = stream.answers.clone();
+    drop(stream);
+    if let Over::Failed(status) = over {
+        // The client may be gone.
+        let _ = answers.send(Err(status)).await;
+    }
+}
+
+fn used(all: usize, free: &Semaphore) -> u64 {
+    all.saturating_sub(free.available_permits()) as u64
+}

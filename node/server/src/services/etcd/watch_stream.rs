@@ -1,0 +1,389 @@
+//! One watch stream: a task that serves all watches of the stream, on a replica of the group that owns the keyspace.
+//!
+//! Which watch gets what is decided by [`Watches`]. The task carries it out: it reads pages and pairs on reader threads, sends at the
+//! pace at which the client fetches, and takes requests in between.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::etcd::etcdserverpb as pb;
+use api::v1::ErrorDetail;
+use changes::{End, PageLimits, Response, Spans, Step, Watches, read_page, read_previous};
+use futures::{FutureExt as _, Stream, StreamExt as _};
+use keyspace::{Event, KeyValue, Refusal};
+use pb::watch_request::RequestUnion;
+use raft::StoreError;
+use replica::PairReader;
+use shardkv::{KvError, read_keyspaces};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
+use tonic::Status;
+
+use super::status;
+use super::store::Identity;
+use super::streams::{Over, moved};
+use super::watch::WatchServices;
+use super::watch_messages as messages;
+use crate::keyspaces::hub::Subscription;
+use crate::page_budget::PageShare;
+use crate::random;
+
+/// The events of the feed that are taken at once.
+const MAX_EVENTS: usize = 128;
+/// The bounds of a page of the past.
+const PAGE: PageLimits = PageLimits {
+    events: 1_000,
+    visited: 20_000,
+    bytes: 1 << 20,
+};
+/// The most bytes of pairs before the events of one message.
+const MAX_PREVIOUS_BYTES: usize = 32 << 20;
+/// The time after which what a client doesn't fetch is dropped, and read again when it fetches.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause before a read that was refused is tried again.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The least interval of notices of progress, as in etcd.
+const PROGRESS_INTERVAL: Duration = Duration::from_mins(10);
+
+pub(super) type Answers = mpsc::Sender<Result<pb::WatchResponse, Status>>;
+
+/// A watch stream.
+pub(super) struct WatchStream<R> {
+    pub(super) services: Arc<WatchServices>,
+    pub(super) name: String,
+    pub(super) identity: Identity,
+    pub(super) subscription: Subscription,
+    pub(super) watches: Watches,
+    pub(super) requests: R,
+    /// False once the client has said that there are no more requests.
+    pub(super) open: bool,
+    pub(super) answers: Answers,
+    /// The places of the watches among those of the node.
+    pub(super) slots: Option<OwnedSemaphorePermit>,
+    /// The share of a page that is on its way.
+    pub(super) share: Option<PageShare>,
+}
+
+impl<R> WatchStream<R>
+where
+    R: Stream<Item = Result<pb::WatchRequest, Status>> + Send + Unpin,
+{
+    /// Serves the stream until it is over.
+    pub(super) async fn serve(&mut self) -> Over {
+        match self.run().await {
+            Err(over) => over,
+            Ok(never) => match never {},
+        }
+    }
+
+    async fn run(&mut self) -> Result<std::convert::Infallible, Over> {
+        let every = progress_interval();
+        let mut notices = interval_at(Instant::now() + every, every);
+        notices.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            if self.watches.is_idle() {
+                self.share = None;
+                // Requests come before events.
+                if self.open
+                    && let Some(request) = self.requests.next().now_or_never()
+                {
+                    self.take(request).await?;
+                    continue;
+                }
+            }
+            let followed = Arc::clone(&self.subscription.followed);
+            match self.watches.step(&*followed, MAX_EVENTS) {
+                Step::Answer => self.answer().await?,
+                Step::Learn => self.learn().await?,
+                Step::Page { from, spans } => self.page(from, spans).await?,
+                Step::End(why) => return Err(self.ended(why)),
+                Step::Wait => tokio::select! {
+                    biased;
+                    () = self.answers.closed() => return Err(Over::Gone),
+                    request = self.requests.next(), if self.open => self.take(request).await?,
+                    () = self.subscription.changed() => {}
+                    _ = notices.tick() => self.watches.notify_progress(),
+                },
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        request: Option<Result<pb::WatchRequest, Status>>,
+    ) -> Result<(), Over> {
+        let request = match request {
+            Some(Ok(request)) => request,
+            Some(Err(_)) => return Err(Over::Gone),
+            // As in etcd, the watches go on.
+            None => {
+                self.open = false;
+                return Ok(());
+            }
+        };
+        let newest = self.newest().await?;
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(wire)) => self.create(wire, newest),
+            Some(RequestUnion::CancelRequest(wire)) => {
+                self.watches.cancel(wire.watch_id, newest.0);
+                self.fit_slots();
+            }
+            Some(RequestUnion::ProgressRequest(_)) => self.watches.ask_progress(),
+            // As in etcd, what isn't known is ignored.
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, wire: pb::WatchCreateRequest, (newest, compacted): (i64, i64)) {
+        let Ok(slot) = Arc::clone(&self.services.slots).try_acquire_owned() else {
+            self.watches.refuse(newest);
+            return;
+        };
+        match &mut self.slots {
+            Some(slots) => slots.merge(slot),
+            none => *none = Some(slot),
+        }
+        self.watches
+            .create(messages::create(wire), newest, compacted);
+        self.fit_slots();
+    }
+
+    /// Gives back the places of watches that are gone.
+    fn fit_slots(&mut self) {
+        let watches = self.watches.len();
+        if let Some(slots) = &mut self.slots {
+            let surplus = slots.num_permits().saturating_sub(watches);
+            drop(slots.split(surplus));
+        }
+    }
+
+    /// Returns the newest and the compacted revision.
+    async fn newest(&mut self) -> Result<(i64, i64), Over> {
+        loop {
+            if let Some((newest, compacted)) = self.subscription.followed.revisions() {
+                return Ok((newest.max(self.watches.position()), compacted));
+            }
+            self.learn().await?;
+        }
+    }
+
+    /// Reads the keyspace's record, and tells the feed.
+    async fn learn(&mut self) -> Result<(), Over> {
+        let place = self.identity.place;
+        let read = move |reader: &dyn PairReader| keyspace::record(reader, place);
+        match self.read(read).await? {
+            Some(Ok(record)) => {
+                let followed = &self.subscription.followed;
+                followed.learn(record.revision, record.compacted);
+                Ok(())
+            }
+            Some(Err(refusal)) => Err(self.refused(refusal)),
+            None => self.pause().await,
+        }
+    }
+
+    /// Reads a page of the past for the watches that are behind.
+    async fn page(&mut self, from: i64, spans: Spans) -> Result<(), Over> {
+        let budget = &self.services.pages;
+        let share = tokio::select! {
+            biased;
+            () = self.answers.closed() => return Err(Over::Gone),
+            share = budget.take(PAGE.bytes) => share,
+        };
+        let Ok(share) = share else {
+            // Others hold the budget. While this stream waits, its watches cost nothing.
+            return Ok(());
+        };
+        self.services.etcd.metrics.watches.pages.inc();
+        let place = self.identity.place;
+        let read = move |reader: &dyn PairReader| read_page(reader, place, from, &spans, PAGE);
+        match self.read(read).await? {
+            Some(Ok(page)) => {
+                self.share = Some(share);
+                self.watches.take_page(page);
+            }
+            Some(Err(Refusal::Compacted { compacted })) => {
+                self.watches.compact(compacted);
+                self.fit_slots();
+            }
+            Some(Err(refusal)) => return Err(self.refused(refusal)),
+            None => self.pause().await?,
+        }
+        Ok(())
+    }
+
+    /// Sends the next answer, when there is room for it.
+    async fn answer(&mut self) -> Result<(), Over> {
+        match timeout(PATIENCE, self.answers.reserve()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(Over::Gone),
+            Err(_) => {
+                self.watches.let_go();
+                self.share = None;
+                self.answers.reserve().await.map_err(|_| Over::Gone)?;
+            }
+        }
+        let Some(answer) = self.watches.next_answer() else {
+            return Ok(());
+        };
+        let message = match answer {
+            Response::Created { id, revision } => messages::created(self.header(revision), id),
+            Response::Refused { revision, why } => messages::refused(self.header(revision), why),
+            Response::Canceled { id, revision } => messages::canceled(self.header(revision), id),
+            Response::Compacted { id, compacted } => pb::WatchResponse {
+                compact_revision: compacted,
+                ..messages::canceled(self.header(0), id)
+            },
+            Response::Progress { id, revision } => {
+                messages::events(self.header(revision), id, Vec::new(), Vec::new())
+            }
+            Response::Events {
+                id,
+                revision,
+                events,
+                prev_kv,
+                fragment,
+            } => return self.events(id, revision, events, (prev_kv, fragment)).await,
+        };
+        self.send(message).await
+    }
+
+    async fn events(
+        &mut self,
+        id: i64,
+        revision: i64,
+        mut events: Vec<Event>,
+        (prev_kv, fragment): (bool, bool),
+    ) -> Result<(), Over> {
+        while !events.is_empty() {
+            let mut previous = Vec::new();
+            let mut rest = Vec::new();
+            if prev_kv && events.iter().any(has_previous) {
+                let read = self.previous(events).await?;
+                events = read.0;
+                let Some(pairs) = read.1 else {
+                    return self.cancel_too_large(id, revision).await;
+                };
+                rest = events.split_off(pairs.len());
+                previous = pairs;
+            }
+            // What is left out has higher revisions.
+            let last = events
+                .last()
+                .map_or(revision, |event| event.kv.mod_revision);
+            let through = if rest.is_empty() { revision } else { last };
+            let sent = events.len() as u64;
+            let message = messages::events(self.header(through), id, events, previous);
+            let parts = if fragment {
+                messages::fragments(message)
+            } else {
+                vec![message]
+            };
+            for part in parts {
+                self.send(part).await?;
+            }
+            self.services.etcd.metrics.watches.events.inc_by(sent);
+            events = rest;
+        }
+        Ok(())
+    }
+
+    /// Reads the pairs before events, and returns the events, too.
+    async fn previous(
+        &mut self,
+        events: Vec<Event>,
+    ) -> Result<(Vec<Event>, Option<Vec<Option<KeyValue>>>), Over> {
+        let place = self.identity.place;
+        let events = Arc::new(events);
+        loop {
+            let asked = Arc::clone(&events);
+            let read = move |reader: &dyn PairReader| {
+                read_previous(reader, place, &asked, MAX_PREVIOUS_BYTES)
+            };
+            if let Some(pairs) = self.read(read).await? {
+                return Ok((Arc::unwrap_or_clone(events), pairs));
+            }
+            self.pause().await?;
+        }
+    }
+
+    /// Cancels a watch that asks for more in one message than this node sends.
+    async fn cancel_too_large(&mut self, id: i64, revision: i64) -> Result<(), Over> {
+        self.watches.remove(id);
+        self.fit_slots();
+        let message = pb::WatchResponse {
+            cancel_reason: Refusal::RequestTooLarge.to_string(),
+            ..messages::canceled(self.header(revision), id)
+        };
+        self.send(message).await
+    }
+
+    async fn send(&mut self, message: pb::WatchResponse) -> Result<(), Over> {
+        let sent = self.answers.send(Ok(message)).await;
+        sent.map_err(|_| Over::Gone)
+    }
+
+    /// Reads the keyspace on a reader thread; `None` if too many reads wait.
+    async fn read<T: Send + 'static>(
+        &mut self,
+        read: impl FnOnce(&dyn PairReader) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<Option<T>, Over> {
+        let shard = self.identity.place.shard;
+        let reading = self
+            .services
+            .readers
+            .read(move |state| read_keyspaces(state, shard, read));
+        let done = tokio::select! {
+            biased;
+            () = self.answers.closed() => return Err(Over::Gone),
+            done = reading => done,
+        };
+        served(done)
+    }
+
+    async fn pause(&mut self) -> Result<(), Over> {
+        tokio::select! {
+            biased;
+            () = self.answers.closed() => Err(Over::Gone),
+            () = sleep(PAUSE) => Ok(()),
+        }
+    }
+
+    fn header(&self, revision: i64) -> pb::ResponseHeader {
+        let keyspaces = &self.services.etcd.keyspaces;
+        keyspaces.header(self.identity.cluster_id, revision)
+    }
+
+    fn ended(&self, why: End) -> Over {
+        match why {
+            End::Moved => Over::Failed(moved()),
+            End::Deleted => self.refused(Refusal::KeyspaceNotFound),
+        }
+    }
+
+    fn refused(&self, refusal: Refusal) -> Over {
+        Over::Failed(status::refused(refusal, &self.name))
+    }
+}
+
+/// Returns true if a key may have existed before the event.
+fn has_previous(event: &Event) -> bool {
+    event.deleted || event.kv.create_revision != event.kv.mod_revision
+}
+
+/// Returns what was read; `None` if too many reads wait.
+fn served<T>(done: Result<Result<T, KvError>, ErrorDetail>) -> Result<Option<T>, Over> {
+    match done {
+        Ok(Ok(value)) => Ok(Some(value)),
+        Ok(Err(_)) => Err(Over::Failed(moved())),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Returns the interval of notices of progress. It differs between streams, so that those that were opened together are told apart.
+fn progress_interval() -> Duration {
+    let tenth = PROGRESS_INTERVAL.as_secs() / 10;
+    let jitter = random::number().map_or(0, |number| number % tenth);
+    PROGRESS_INTERVAL + Duration::from_secs(jitter)
+}
