@@ -193,7 +193,7 @@ impl StateMachine for ShardKv {
         }
         if let Some(operation) = keyspaces::operation_in(operation) {
             let shard = keyspace::Operation::shard_of(operation)?;
-            let refusal = self.check_write(shard, genesis);
+            let refusal = self.check_keyspace_write(shard, genesis);
             return refusal.err().map(Response::Refused);
         }
         // The first bytes tell a write from a step.
@@ -340,6 +340,15 @@ impl ShardKv {
         self.ownership.check_served(shard)
     }
 
+    /// As [`Self::check_write`], for an operation of a keyspace.
+    fn check_keyspace_write(&self, shard: ShardId, genesis: &Genesis) -> Result<(), KvError> {
+        let fenced = matches!(self.ownership.state(shard), Some(ShardState::Fenced { .. }));
+        if fenced && self.bugs.has(Bug::KeyspaceFenceNotLogged) {
+            return Ok(());
+        }
+        self.check_write(shard, genesis)
+    }
+
     /// Applies an operation of a keyspace, if its shard is served at this entry.
     fn apply_keyspace(
         &mut self,
@@ -348,7 +357,9 @@ impl ShardKv {
         genesis: &Genesis,
         state: &mut Transaction<'_>,
     ) -> Result<Response, StoreError> {
-        if let Err(error) = check_level(at) {
+        if let Err(error) = check_level(at)
+            && !self.bugs.has(Bug::KeyspaceAppliedBelowLevel)
+        {
             return Ok(Response::Refused(error));
         }
         let Some(shard) = keyspace::Operation::shard_of(operation.clone()) else {
@@ -359,7 +370,7 @@ impl ShardKv {
         if shard.0 >= shards {
             return Ok(Response::Refused(KvError::NoShard { shard, shards }));
         }
-        if let Err(error) = self.check_write(shard, genesis) {
+        if let Err(error) = self.check_keyspace_write(shard, genesis) {
             return Ok(Response::Refused(error));
         }
         let applying = keyspace::Applying {

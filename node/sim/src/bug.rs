@@ -25,6 +25,19 @@ pub enum Bug {
 pub enum ProcessBug {
     /// A wiped disk comes back under its old identity.
     WipedDiskKeepsIdentity,
+    /// A write of a keyspace whose outcome is in doubt is proposed again. It has no session, so it takes effect twice.
+    KeyspaceWriteRepeated,
+    /// A node reads a keyspace before it has confirmed that it leads.
+    KeyspaceReadUnconfirmed,
+}
+
+impl ProcessBug {
+    /// All of them.
+    pub const ALL: [Self; 3] = [
+        Self::WipedDiskKeepsIdentity,
+        Self::KeyspaceWriteRepeated,
+        Self::KeyspaceReadUnconfirmed,
+    ];
 }
 
 /// The simulator knows no bug of this name.
@@ -46,7 +59,7 @@ impl Bug {
             .into_iter()
             .map(Self::Raft)
             .chain(replica::Bug::ALL.into_iter().map(Self::Replica))
-            .chain([Self::Process(ProcessBug::WipedDiskKeepsIdentity)])
+            .chain(ProcessBug::ALL.into_iter().map(Self::Process))
             .chain(shardkv::Bug::ALL.into_iter().map(Self::Shardkv))
             .chain(shardctrler.map(Self::Shardctrler))
             .chain(request::Bug::ALL.into_iter().map(Self::Request))

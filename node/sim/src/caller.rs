@@ -8,6 +8,7 @@ use crate::network::HostId;
 const ADMINISTRATOR: u64 = 1 << 20;
 const MOVERS: u64 = 1 << 21;
 const CONFIG_CLIENTS: u64 = 1 << 22;
+const KEYSPACE_CLIENTS: u64 = 1 << 23;
 
 /// The bits of a request's id that count the requests of its sender.
 const SEQUENCE_BITS: u32 = 40;
@@ -23,6 +24,8 @@ pub enum Caller {
     Mover(HostId),
     /// A client of the controllers, by its number.
     ConfigClient(u64),
+    /// A client of keyspaces, by its number.
+    Keyspace(u64),
 }
 
 impl Caller {
@@ -33,6 +36,7 @@ impl Caller {
             Self::Administrator => ADMINISTRATOR,
             Self::Mover(host) => MOVERS + host as u64,
             Self::ConfigClient(number) => CONFIG_CLIENTS + number,
+            Self::Keyspace(number) => KEYSPACE_CLIENTS + number,
         };
         RequestId((sender << SEQUENCE_BITS) | sequence)
     }
@@ -40,7 +44,9 @@ impl Caller {
     /// Returns the sender of a request.
     pub fn of(id: RequestId) -> Self {
         let sender = id.0 >> SEQUENCE_BITS;
-        if sender >= CONFIG_CLIENTS {
+        if sender >= KEYSPACE_CLIENTS {
+            Self::Keyspace(sender - KEYSPACE_CLIENTS)
+        } else if sender >= CONFIG_CLIENTS {
             Self::ConfigClient(sender - CONFIG_CLIENTS)
         } else if sender >= MOVERS {
             Self::Mover(usize::try_from(sender - MOVERS).unwrap_or(usize::MAX))
@@ -64,6 +70,7 @@ mod tests {
             Caller::Administrator,
             Caller::Mover(3),
             Caller::ConfigClient(1),
+            Caller::Keyspace(2),
         ] {
             assert_eq!(Caller::of(caller.request(9)), caller);
         }

@@ -2,7 +2,7 @@
 //!
 //! | invariant | check |
 //! |---|---|
-//! | an installed shard equals the fenced shard | pairs and sessions, row by row |
+//! | an installed shard equals the fenced shard | pairs, sessions and rows of keyspaces, row by row |
 //! | the session clock moves along | the installed shard is behind the fenced shard in neither horizon nor time |
 //! | a step out of turn changes nothing | a step of a hand-off that leaves the ownership as it was writes no row |
 //! | sessions in memory are those on disk | their number, after each step of a hand-off |
@@ -170,11 +170,14 @@ fn committed(disk: &Disk) -> Index {
     disk.position().0.index
 }
 
-/// Returns the pairs and the sessions of a shard.
+/// Returns the pairs, the sessions and the rows of keyspaces of a shard.
 fn rows(shard: ShardId, disk: &Disk) -> Rows {
     let pairs = disk.pairs().into_iter();
+    let (keyspaces, _) = keyspace::rows_of_shard(shard);
     let belongs = |((table, key), _): &((Table, Bytes), Bytes)| {
-        matches!(table, Table::Data | Table::Sessions) && key.starts_with(&shard.0.to_be_bytes())
+        let is_row = *table == Table::Data && key.starts_with(&keyspaces);
+        let table = matches!(table, Table::Data | Table::Sessions);
+        is_row || table && key.starts_with(&shard.0.to_be_bytes())
     };
     pairs.filter(belongs).collect()
 }

@@ -46,6 +46,8 @@ pub(crate) enum Event {
     },
     /// A client is due.
     Client { number: usize },
+    /// A client of keyspaces is due.
+    KeyspaceClient { number: usize },
     /// A config client is due.
     ConfigClient { number: usize },
     /// A mover is due.

@@ -12,7 +12,7 @@ use crate::disk::Disk;
 use crate::first_start::{Looking, Volume};
 use crate::group::GroupId;
 use crate::invariants::Progress;
-use crate::machine::{Outcome, Question, Reply};
+use crate::machine::{KeyspaceRead, Outcome, Question, Reply};
 use crate::mover::Mover;
 use crate::network::{HostId, address};
 use crate::queue::Micros;
@@ -119,6 +119,8 @@ pub(crate) struct Host {
     pub(crate) owned: Option<Arc<Ownership>>,
     /// The pages of scans that are not read yet.
     pub(crate) pages: BTreeMap<RequestId, PageRequest>,
+    /// The reads of keyspaces that were not carried out yet.
+    pub(crate) keyspace_reads: BTreeMap<RequestId, KeyspaceRead>,
     pub(crate) progress: Progress,
     pub(crate) journal: Journal,
     /// The mover, or `None` where no shards move.
@@ -157,6 +159,7 @@ impl Host {
             reads: BTreeMap::new(),
             owned: None,
             pages: BTreeMap::new(),
+            keyspace_reads: BTreeMap::new(),
             progress: Progress::default(),
             journal: Arc::default(),
             mover: None,
@@ -222,6 +225,7 @@ impl Host {
         self.paused = false;
         self.open_requests.clear();
         self.pages.clear();
+        self.keyspace_reads.clear();
         self.reads.clear();
         self.owned = None;
         self.progress = Progress::default();

@@ -25,6 +25,8 @@
 //! send copies to other nodes, send late, and outlive their sessions. They route by configurations that they fetched
 //! and that may be old.
 //!
+//! Clients of keyspaces ([`keyspace_client`]) send each write once, in a part of the worlds.
+//!
 //! Config clients ([`config_client`]) join groups, remove them and move shards. The mover of each group's leader and its
 //! driver run over the same network ([`mod@mover`]), so their calls are lost, duplicated and cut off like all others.
 //! All these calls may come a second time, late: a request, its answer, or a step that was proposed to a log.
@@ -47,8 +49,8 @@
 //!
 //! At each step, [`invariants`] checks Raft's guarantees from every disk, message and applied operation; its page lists
 //! them. [`shard_checker`] checks the ownership of shards across groups and controllers, [`copy_checker`] checks
-//! that a shard arrives as it was fenced, and [`write_checker`] checks that each write takes effect once over all groups. At the
-//! end, a linearizability checker ([`linear`]) searches the [`history`] of all clients' operations for a valid order.
+//! that a shard arrives as it was fenced, and [`write_checker`] checks that each write takes effect once over all groups, [`keyspace_checker`] compares keyspaces
+//! with a model. At the end, a linearizability checker ([`linear`]) searches the [`history`] of all clients' operations for a valid order.
 //!
 //! # Known bugs
 //!
@@ -65,8 +67,8 @@
 //! | programs | `main`; [`runner`] runs many seeds, [`script`] lets a test control one world |
 //! | the world | `world/*`: behaviour, from the sending of messages up to the loop over events; [`world`]: state |
 //! | parts of a world | [`scenario`]; `group`, `host`, `late_calls`, `first_start` |
-//! | actors | [`client`], [`config_client`], [`mod@mover`] |
-//! | checkers | [`invariants`], [`shard_checker`], [`copy_checker`], [`write_checker`]; [`history`] over [`linear`] |
+//! | actors | [`client`], [`config_client`], [`keyspace_client`], [`mod@mover`] |
+//! | checkers | [`invariants`], [`shard_checker`], [`copy_checker`], [`write_checker`]; [`history`] over [`linear`]; [`keyspace_checker`] |
 //! | the simulated environment | [`disk`], [`network`], [`machine`] and its [`recorder`]; [`caller`], `event` |
 //! | basics | [`rng`], [`queue`], [`violation`], [`report`], [`bug`], [`fault`], [`traffic`] |
 //!
@@ -95,6 +97,20 @@ mod group;
 pub mod history;
 mod host;
 pub mod invariants;
+pub mod keyspace_checker;
+pub mod keyspace_client;
+#[path = "../../keyspace/tests/common/model.rs"]
+#[allow(
+    clippy::cast_possible_wrap,
+    clippy::missing_panics_doc,
+    clippy::panic,
+    clippy::unwrap_used,
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "the model of the crate's own tests, of which the simulator uses a part"
+)]
+mod keyspace_model;
 mod late_calls;
 pub mod linear;
 pub mod machine;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use keyspace::{Place, Range, RangeAnswer, Refusal};
 use raft::StoreError;
 use replica::{Answer, Applying, Request, StateMachine, StateReader, Transaction};
 use shardctrler::{HistoryLimits, Shardctrler};
@@ -18,6 +19,17 @@ pub enum Question {
     Kv(shardkv::Query),
     /// A query to the controllers.
     Ctrl(shardctrler::Query),
+    /// A read of a keyspace, which a process answers beside its replica.
+    Keyspace(KeyspaceRead),
+}
+
+/// A read of a keyspace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyspaceRead {
+    /// The keyspace.
+    pub place: Place,
+    /// The range.
+    pub range: Range,
 }
 
 /// The answer of a node of any group.
@@ -27,6 +39,8 @@ pub enum Reply {
     Kv(shardkv::Response),
     /// Of the controllers.
     Ctrl(shardctrler::Response),
+    /// Of a process that read a keyspace.
+    Keyspace(Result<RangeAnswer, Refusal>),
 }
 
 /// The result of a request to a replica.

@@ -11,6 +11,7 @@ use replica::{
 use shardkv::{Ownership, Step};
 use types::{LogTime, ShardConfig};
 
+use crate::keyspace_checker::comparable;
 use crate::machine::{Machine, Question, Reply};
 use crate::rng::digest;
 
@@ -23,8 +24,10 @@ pub struct AppliedOperation {
     pub digest: u64,
     /// The operation itself.
     pub operation: Bytes,
-    /// The answer.
+    /// The answer, without the pairs that only a replica returns where somebody waits for them.
     pub response: Reply,
+    /// The feature level of the group.
+    pub level: u32,
     /// The new shard ownership of its replica group, if the operation changed it.
     pub ownership: Option<Arc<Ownership>>,
     /// The configuration that the operation created.
@@ -165,7 +168,8 @@ impl StateMachine for Recorder {
             entry: at.entry,
             digest: digest(&operation) ^ at.time.0.rotate_left(20) ^ u64::from(at.max_value_bytes),
             operation,
-            response: response.clone(),
+            response: comparable(response.clone()),
+            level: at.feature_level,
             ownership,
             config,
             idle_writes: if is_idle { written } else { 0 },

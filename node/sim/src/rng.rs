@@ -35,6 +35,10 @@ pub enum Concern {
     Processes,
     /// The first starts of hosts.
     FirstStarts,
+    /// Whether clients use keyspaces, and how.
+    Keyspaces,
+    /// The requests of a client of keyspaces.
+    KeyspaceClient(u32),
     /// The options of a host, where members have different ones.
     Options(u32),
 }
@@ -54,6 +58,8 @@ impl Concern {
             Self::Snapshots => 8,
             Self::Processes => 9,
             Self::FirstStarts => 10,
+            Self::Keyspaces => 11,
+            Self::KeyspaceClient(number) => (5 << 32) | number as u64,
             Self::Options(number) => (4 << 32) | number as u64,
             Self::ConfigClient(number) => (3 << 32) | number as u64,
         }

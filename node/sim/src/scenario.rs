@@ -5,6 +5,7 @@
 //! disks makes enough.
 
 mod cluster;
+mod keyspaces;
 mod load;
 mod options;
 mod processes;
@@ -14,10 +15,11 @@ mod trouble;
 use shardctrler::HistoryLimits;
 use shardkv::{Genesis, JournalLimits, MoverOptions};
 
-use crate::bug::Bug;
+use crate::bug::{Bug, ProcessBug};
 use crate::client::ClientOptions;
 use crate::disk::DiskOptions;
 use crate::fault::Faults;
+use crate::keyspace_client::KeyspaceOptions;
 use crate::network::LinkOptions;
 use crate::queue::{Micros, SECOND};
 use crate::rng::{Concern, SimRng};
@@ -84,6 +86,8 @@ pub struct Scenario {
     pub first_starts: Option<Micros>,
     /// The replica groups among which shards move, or `None` for one group that owns all shards.
     pub cluster: Option<Cluster>,
+    /// The behaviour of clients of keyspaces, or `None` if there are none.
+    pub keyspaces: Option<KeyspaceOptions>,
     /// The known bug that is put back.
     pub bug: Option<Bug>,
 }
@@ -172,6 +176,7 @@ impl Scenario {
             mixed_options: false,
             first_starts: None,
             cluster: None,
+            keyspaces: None,
             bug: None,
         }
     }
@@ -220,6 +225,7 @@ impl Scenario {
         scenario.draw_snapshots(&mut SimRng::new(seed, Concern::Snapshots));
         scenario.draw_processes(&mut SimRng::new(seed, Concern::Processes));
         scenario.draw_first_starts(&mut SimRng::new(seed, Concern::FirstStarts));
+        scenario.draw_keyspaces(&mut SimRng::new(seed, Concern::Keyspaces));
         scenario.settle(&mut rng);
         scenario
     }
@@ -229,6 +235,9 @@ impl Scenario {
         self.bug = Some(bug);
         if let Bug::Request(bug) = bug {
             self.client.bugs = request::Bugs::with(bug);
+        }
+        if let Some(keyspaces) = &mut self.keyspaces {
+            keyspaces.repeats_writes = bug == Bug::Process(ProcessBug::KeyspaceWriteRepeated);
         }
     }
 

@@ -21,6 +21,7 @@
 //! | `pages` | a process reads pages of scans on other threads |
 //! | `served` | reads are answered by those who serve the shard |
 //! | `forward` | a node forwards a request |
+//! | `keyspaces` | clients of keyspaces act, and processes read keyspaces |
 //! | `receive` | requests and answers arrive, and clients act |
 //! | `faults` | faults begin and end |
 //! | `late` | calls between groups come a second time, late |
@@ -35,6 +36,7 @@ mod faults;
 mod final_checks;
 mod first_start;
 mod forward;
+mod keyspaces;
 mod late;
 mod liveness;
 mod mover;
@@ -66,6 +68,8 @@ use crate::fault::Fault;
 use crate::group::{Group, GroupId, kv_hosts, lay_out};
 use crate::history::History;
 use crate::host::{Clock, Host};
+use crate::keyspace_checker::KeyspaceChecker;
+use crate::keyspace_client::KeyspaceClient;
 use crate::late_calls::LateCalls;
 use crate::machine::Outcome;
 use crate::network::{HostId, Network};
@@ -99,6 +103,9 @@ pub struct World {
     pub(crate) history: History,
     pub(crate) clients: Vec<Client>,
     pub(crate) client_due: Vec<Micros>,
+    pub(crate) keyspace_checker: KeyspaceChecker,
+    pub(crate) keyspace_clients: Vec<KeyspaceClient>,
+    pub(crate) keyspace_client_due: Vec<Micros>,
     pub(crate) config_clients: Vec<ConfigClient>,
     pub(crate) config_client_due: Vec<Micros>,
     pub(crate) rng: SimRng,
@@ -156,6 +163,7 @@ impl World {
         let network = Network::new(scenario.links.clone(), hosts.len(), rng);
         let clients = clients(&scenario);
         let config_clients = config_clients(&scenario, &groups);
+        let keyspace_clients = keyspaces::clients(&scenario);
         Self {
             now: 0,
             queue: Queue::default(),
@@ -167,6 +175,9 @@ impl World {
             kv_hosts: kv_hosts(&groups),
             config_client_due: vec![Micros::MAX; config_clients.len()],
             config_clients,
+            keyspace_checker: KeyspaceChecker::default(),
+            keyspace_client_due: vec![Micros::MAX; keyspace_clients.len()],
+            keyspace_clients,
             groups,
             write_checker: WriteChecker::default(),
             shard_checker: ShardChecker::default(),

@@ -14,6 +14,8 @@ use crate::violation::{Checked, Violation};
 
 /// The most search steps for the history of one key.
 const CHECK_BUDGET: u64 = 300_000;
+/// The bit of a stored key's shard that tells a row of a keyspace from a pair.
+const OF_KEYSPACES: u32 = 1 << 31;
 
 impl World {
     /// Runs the last checks: equal states in each group, nothing left behind, and a linearizable history.
@@ -73,7 +75,7 @@ impl World {
             ("shards handed over", self.shard_checker.hand_offs()),
             ("shards compared", self.copy_checker.compared()),
         ];
-        for (what, count) in totals {
+        for (what, count) in totals.into_iter().chain(self.keyspace_checker.counts()) {
             *self.report.counts.entry(what).or_default() += count;
         }
         Ok(())
@@ -87,9 +89,10 @@ impl World {
                 continue;
             };
             for ((table, key), _) in host.disk.pairs() {
+                // Rows of keyspaces have the highest bit set.
                 let shard = key
                     .first_chunk::<4>()
-                    .map(|it| ShardId(u32::from_be_bytes(*it)));
+                    .map(|it| ShardId(u32::from_be_bytes(*it) & !OF_KEYSPACES));
                 let stray = shard.is_none_or(|shard| !ownership.shards.contains_key(&shard));
                 if table != Table::Meta && stray {
                     return Err(Violation::new(
@@ -106,7 +109,13 @@ impl World {
     fn check_unique_marks(&self) -> Checked {
         for host in &self.hosts[..self.kv_hosts] {
             let data = host.disk.pairs();
-            let data = data.iter().filter(|((table, _), _)| *table == Table::Data);
+            let is_pair = |table, key: &[u8]| {
+                table == Table::Data
+                    && key
+                        .first_chunk()
+                        .is_some_and(|it| u32::from_be_bytes(*it) < OF_KEYSPACES)
+            };
+            let data = data.iter().filter(|((table, key), _)| is_pair(*table, key));
             let mut marks = BTreeSet::new();
             for ((_, key), value) in data {
                 let starts = value.split_inclusive(|byte| *byte == b'>');

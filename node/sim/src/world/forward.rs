@@ -2,7 +2,7 @@
 
 use replica::{Refusal, Request, RequestId};
 use shardkv::Query;
-use types::shard_of;
+use types::{ShardId, shard_of};
 
 use super::World;
 use crate::caller::Caller;
@@ -67,11 +67,16 @@ impl World {
             Request::Read(Question::Kv(Query::Get { key })) => key.clone(),
             _ => return None,
         };
+        self.leader_of(shard_of(&key, self.scenario.genesis.shards))
+    }
+
+    /// Returns the leader of the group that owns a shard now.
+    pub(super) fn leader_of(&self, shard: ShardId) -> Option<HostId> {
         if self.scenario.cluster.is_none() {
             return self.leader(0);
         }
         let config = self.shard_checker.config()?;
-        let owner = config.owner(shard_of(&key, self.scenario.genesis.shards));
+        let owner = config.owner(shard);
         let group = self.groups.iter().position(|it| it.gid == owner)?;
         self.leader(group)
     }

@@ -110,6 +110,7 @@ impl World {
             for config_client in &mut self.config_clients {
                 config_client.finish();
             }
+            self.finish_keyspace_clients();
             self.phase = Phase::Recovering;
         }
         for group in 0..self.groups.len() {
@@ -130,6 +131,7 @@ impl World {
                 let keys = (0..self.scenario.client.keys).map(key);
                 let gets: Vec<_> = last.into_iter().chain(keys).collect();
                 self.tell_last(gets.into_iter().map(ScriptedOperation::Get));
+                self.read_all_keyspaces();
                 self.phase = Phase::FinalReads;
             }
             (Phase::FinalReads, None) => {

@@ -23,8 +23,12 @@ impl World {
         id: RequestId,
         request: Request<Question>,
     ) -> Request<Question> {
-        let Request::Read(Question::Kv(Query::Page(page))) = &request else {
-            return request;
+        let page = match &request {
+            Request::Read(Question::Kv(Query::Page(page))) => page,
+            Request::Read(Question::Keyspace(read)) => {
+                return self.confirm_keyspace_read(number, id, read.clone());
+            }
+            _ => return request,
         };
         self.hosts[number].pages.insert(id, page.clone());
         if self.scenario.bug == Some(Bug::Shardkv(shardkv::Bug::PageUnchecked)) {
@@ -43,7 +47,7 @@ impl World {
         outcome: Outcome,
     ) -> Option<Outcome> {
         let host = &mut self.hosts[number];
-        if !host.pages.contains_key(&id) {
+        if !host.pages.contains_key(&id) && !host.keyspace_reads.contains_key(&id) {
             return Some(outcome);
         }
         let confirmed = matches!(
@@ -54,6 +58,7 @@ impl World {
         );
         if !confirmed {
             host.pages.remove(&id);
+            host.keyspace_reads.remove(&id);
             return Some(outcome);
         }
         let incarnation = host.incarnation;
@@ -88,7 +93,7 @@ impl World {
             return Ok(());
         }
         let Some(page) = host.pages.remove(&id) else {
-            return Ok(());
+            return self.read_keyspace(number, id);
         };
         // No step happens between this read and its answer.
         host.owned = None;

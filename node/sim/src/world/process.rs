@@ -88,10 +88,13 @@ impl World {
         options.address.clone_from(&host.address);
         // In a part of the worlds the first members begin with an older version, and each is upgraded when it first
         // restarts. An administrator could add an older node to a group that was upgraded meanwhile, so there is none.
-        let mixed = self.scenario.seed % 4 == 3 && self.scenario.faults.membership.is_none();
+        let level = self.scenario.feature_level();
+        let mixed = self.scenario.seed % 4 == 3
+            && self.scenario.faults.membership.is_none()
+            && self.scenario.keyspaces.is_none();
         let first = self.groups[host.group].hosts.start;
         let is_old = host.incarnation == 0 && number - first < self.scenario.members;
-        options.raft.feature_level = u32::from(!(mixed && is_old));
+        options.raft.feature_level = if mixed && is_old { 0 } else { level };
         options.raft.bugs = self.scenario.bug.map_or(raft::Bugs::NONE, Bug::raft);
         options.bugs = self.scenario.bug.map_or(replica::Bugs::NONE, Bug::replica);
         let group = &self.groups[host.group];
@@ -335,6 +338,7 @@ impl World {
                 self.write_checker
                     .applied(group.gid, host.node, operation)?;
                 self.shard_checker.applied(group.gid, operation)?;
+                self.keyspace_checker.applied(group.gid, operation)?;
             }
         }
         let machine = host.process.as_ref().map(|it| it.machine().machine());
@@ -442,8 +446,12 @@ impl World {
 fn describe_operation(operation: &bytes::Bytes, response: &Reply) -> String {
     let operation = operation.clone();
     match response {
+        Reply::Kv(shardkv::Response::Keyspace(_)) => {
+            // Version and kind come first.
+            format!("{:?}", keyspace::Operation::decode(operation.slice(2..)))
+        }
         Reply::Ctrl(_) => format!("{:?}", shardctrler::Command::decode(operation)),
-        Reply::Kv(_) => match shardkv::Step::decode(operation.clone()) {
+        Reply::Kv(_) | Reply::Keyspace(_) => match shardkv::Step::decode(operation.clone()) {
             Ok(step) => describe_step(&step),
             Err(_) => format!("{:?}", shardkv::Command::decode(operation)),
         },

@@ -9,6 +9,7 @@ use types::{ConfigNum, Gid, NodeId, ShardConfig, ShardId, ShardSet};
 use super::World;
 use crate::client::Client;
 use crate::group::GroupId;
+use crate::keyspace_client::KeyspaceClient;
 use crate::mover::Mover;
 
 /// The most entries that a member lacks that has caught up while clients write.
@@ -50,7 +51,14 @@ impl World {
         }
         let busy = self.clients.iter().find(|client| !client.is_idle());
         let busy = busy.map(Client::describe);
+        let busy = busy.or_else(|| self.busy_keyspace_client());
         busy.or_else(|| self.unsettled())
+    }
+
+    fn busy_keyspace_client(&self) -> Option<String> {
+        let mut clients = self.keyspace_clients.iter();
+        let busy = clients.find(|client| !client.is_idle());
+        busy.map(KeyspaceClient::describe)
     }
 
     /// Describes a member that has not caught up with its leader, while clients write.

@@ -57,6 +57,9 @@ impl World {
         for number in 0..self.config_clients.len() {
             self.plan_config_client(number);
         }
+        for number in 0..self.keyspace_clients.len() {
+            self.plan_keyspace_client(number);
+        }
         self.plan_faults();
     }
 
@@ -167,6 +170,10 @@ impl World {
             }
             Event::Client { number } => {
                 self.wake_client(number);
+                Ok(())
+            }
+            Event::KeyspaceClient { number } => {
+                self.wake_keyspace_client(number);
                 Ok(())
             }
             Event::ConfigClient { number } => {

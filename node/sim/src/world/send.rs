@@ -94,7 +94,8 @@ impl World {
         let is_read = matches!(
             outcome,
             Ok(Answer::Machine(
-                Reply::Kv(Response::Value(_) | Response::Page { .. })
+                Reply::Keyspace(_)
+                    | Reply::Kv(Response::Value(_) | Response::Page { .. })
                     | Reply::Ctrl(
                         shardctrler::Response::Config(_) | shardctrler::Response::Configs(_)
                     )
@@ -131,7 +132,7 @@ impl World {
                 at
             }
             Caller::Administrator => self.now + after + self.network.delay(),
-            Caller::Client(_) | Caller::ConfigClient(_) => {
+            Caller::Client(_) | Caller::ConfigClient(_) | Caller::Keyspace(_) => {
                 if self.hosts[from].unreachable || self.network.loses() {
                     return;
                 }

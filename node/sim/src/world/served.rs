@@ -15,15 +15,18 @@ use crate::violation::{Checked, Violation};
 impl World {
     /// Notes the shards that an arriving request reads, and one of them that another group serves.
     pub(super) fn note_read(&mut self, number: HostId, id: RequestId, request: &Request<Question>) {
-        let Request::Read(Question::Kv(query)) = request else {
+        let Request::Read(question) = request else {
             return;
         };
         if self.scenario.cluster.is_none() {
             return;
         }
-        let shards: Vec<ShardId> = match query {
-            Query::Get { key } => vec![shard_of(key, self.scenario.genesis.shards)],
-            Query::Page(page) => page.shards.iter().flat_map(ShardSet::shards).collect(),
+        let shards: Vec<ShardId> = match question {
+            Question::Kv(Query::Get { key }) => vec![shard_of(key, self.scenario.genesis.shards)],
+            Question::Kv(Query::Page(page)) => {
+                page.shards.iter().flat_map(ShardSet::shards).collect()
+            }
+            Question::Keyspace(read) => vec![read.place.shard],
             _ => return,
         };
         let own = self.groups[self.hosts[number].group].gid;
@@ -48,9 +51,9 @@ impl World {
         };
         let answered = matches!(
             outcome,
-            Ok(Answer::Machine(Reply::Kv(
-                Response::Value(_) | Response::Page { .. }
-            )))
+            Ok(Answer::Machine(
+                Reply::Keyspace(_) | Reply::Kv(Response::Value(_) | Response::Page { .. })
+            ))
         );
         if !answered {
             return Ok(());

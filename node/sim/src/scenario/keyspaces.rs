@@ -1,0 +1,38 @@
+//! Draws the clients of keyspaces.
+
+use super::{Scenario, large};
+use crate::keyspace_client::KeyspaceOptions;
+use crate::queue::MILLI;
+use crate::rng::SimRng;
+
+impl Scenario {
+    /// Returns the feature level of processes that are not older than others.
+    pub(crate) fn feature_level(&self) -> u32 {
+        match self.keyspaces {
+            Some(_) => replica::FEATURE_LEVEL,
+            // Without keyspaces the next level is the same, but worlds of known bugs would change.
+            None => replica::DIGEST_LEVEL,
+        }
+    }
+
+    /// Lets clients use keyspaces in a part of the worlds.
+    pub(super) fn draw_keyspaces(&mut self, rng: &mut SimRng) {
+        if !rng.chance(250_000) {
+            return;
+        }
+        let clients = rng.between(1, 4);
+        let requests = rng.magnitude(40, 600);
+        let pause = 2 * self.duration * clients / requests;
+        self.keyspaces = Some(KeyspaceOptions {
+            clients: large(clients),
+            names: rng.between(1, 4),
+            keys: rng.between(1, 6),
+            pipeline: large(rng.between(1, 4)),
+            think: (MILLI, pause.max(2 * MILLI)),
+            patience: rng.between(50 * MILLI, 600 * MILLI),
+            repeats_writes: false,
+        });
+        // The largest row, a record, and the fields around it fit into a part, and a part into an entry.
+        self.replica.max_entry_bytes = self.replica.max_entry_bytes.max(8_192);
+    }
+}
