@@ -289,7 +289,7 @@ impl Method for TxnMethod {
     ) -> Result<Answered<Self::Answer>, Failure> {
         let freshness = freshness(is_serializable(&request));
         let keyspaces = &services.keyspaces;
-        let txn = requests::txn(request)?;
+        let txn = requests::txn(request, keyspaces.limits.max_ops as usize)?;
         keyspace::check_txn(&txn, &keyspaces.limits)?;
         if txn.is_read_only() {
             return Self::read(services, call, txn, freshness).await;

@@ -1,10 +1,11 @@
-//! Converts etcd's requests. It refuses only what the types of the keyspace can't say; all other checks are the keyspace's.
+//! Converts etcd's requests. It refuses only what the types of the keyspace can't say; all other checks are the keyspace's. A transaction is
+//! checked while it is converted: of several faults the first is told, in etcd's order.
 
 use api::etcd::etcdserverpb as pb;
 use bytes::Bytes;
 use keyspace::{
     Compare, DeleteRange, LeaseId, Op, Put, Range, Refusal, Relation, SortOrder, SortTarget, Span,
-    Target, Txn,
+    Target, Txn, check_delete_range, check_put,
 };
 use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::range_request;
@@ -70,14 +71,21 @@ pub(super) fn delete_range(wire: pb::DeleteRangeRequest) -> DeleteRange {
     }
 }
 
-pub(super) fn txn(wire: pb::TxnRequest) -> Result<Txn, Refusal> {
-    nested(wire, MAX_DEPTH)
+/// Converts a transaction with at most `max_ops` operations.
+pub(super) fn txn(wire: pb::TxnRequest, max_ops: usize) -> Result<Txn, Refusal> {
+    nested(wire, MAX_DEPTH, max_ops)
 }
 
-fn nested(wire: pb::TxnRequest, depth: usize) -> Result<Txn, Refusal> {
+fn nested(wire: pb::TxnRequest, depth: usize, max_ops: usize) -> Result<Txn, Refusal> {
     let depth = depth.checked_sub(1).ok_or(Refusal::TooManyOps)?;
+    let lists = [wire.compare.len(), wire.success.len(), wire.failure.len()];
+    let longest = lists.into_iter().max().unwrap_or(0);
+    let left = max_ops.checked_sub(longest).ok_or(Refusal::TooManyOps)?;
+    if wire.compare.iter().any(|compare| compare.key.is_empty()) {
+        return Err(Refusal::EmptyKey);
+    }
     let ops = |wire: Vec<pb::RequestOp>| -> Result<Vec<Op>, Refusal> {
-        wire.into_iter().map(|wire| op(wire, depth)).collect()
+        wire.into_iter().map(|wire| op(wire, depth, left)).collect()
     };
     Ok(Txn {
         compare: wire.compare.into_iter().map(compare).collect(),
@@ -86,15 +94,21 @@ fn nested(wire: pb::TxnRequest, depth: usize) -> Result<Txn, Refusal> {
     })
 }
 
-fn op(wire: pb::RequestOp, depth: usize) -> Result<Op, Refusal> {
-    Ok(match wire.request {
-        Some(Request::RequestRange(wire)) => Op::Range(range(wire)?),
-        Some(Request::RequestPut(wire)) => Op::Put(put(wire)),
-        Some(Request::RequestDeleteRange(wire)) => Op::DeleteRange(delete_range(wire)),
-        Some(Request::RequestTxn(wire)) => Op::Txn(nested(wire, depth)?),
+fn op(wire: pb::RequestOp, depth: usize, max_ops: usize) -> Result<Op, Refusal> {
+    match wire.request {
+        Some(Request::RequestRange(wire)) => range(wire).map(Op::Range),
+        Some(Request::RequestPut(wire)) => {
+            let put = put(wire);
+            check_put(&put).map(|()| Op::Put(put))
+        }
+        Some(Request::RequestDeleteRange(wire)) => {
+            let delete = delete_range(wire);
+            check_delete_range(&delete).map(|()| Op::DeleteRange(delete))
+        }
+        Some(Request::RequestTxn(wire)) => nested(wire, depth, max_ops).map(Op::Txn),
         // As etcd answers.
-        None => return Err(Refusal::KeyNotFound),
-    })
+        None => Err(Refusal::KeyNotFound),
+    }
 }
 
 /// As in etcd, a value of another field than the target's counts as 0 or empty.
@@ -207,7 +221,7 @@ mod tests {
             success: vec![pb::RequestOp::default()],
             ..pb::TxnRequest::default()
         };
-        assert_eq!(txn(empty), Err(Refusal::KeyNotFound));
+        assert_eq!(txn(empty, 128), Err(Refusal::KeyNotFound));
         let mut deep = pb::TxnRequest::default();
         for _ in 0..200 {
             deep = pb::TxnRequest {
@@ -217,6 +231,37 @@ mod tests {
                 ..pb::TxnRequest::default()
             };
         }
-        assert_eq!(txn(deep), Err(Refusal::TooManyOps));
+        assert_eq!(txn(deep, 1_000), Err(Refusal::TooManyOps));
+    }
+
+    #[test]
+    fn of_several_faults_the_first_in_etcds_order_is_told() {
+        let unsorted = || pb::RequestOp {
+            request: Some(Request::RequestRange(request(b"k", 9, 0))),
+        };
+        let keyless = || pb::RequestOp {
+            request: Some(Request::RequestPut(pb::PutRequest::default())),
+        };
+        let many = pb::TxnRequest {
+            success: vec![unsorted(), unsorted()],
+            ..pb::TxnRequest::default()
+        };
+        assert_eq!(txn(many.clone(), 1), Err(Refusal::TooManyOps));
+        let compared = pb::TxnRequest {
+            compare: vec![pb::Compare::default()],
+            ..many
+        };
+        assert_eq!(txn(compared, 128), Err(Refusal::EmptyKey));
+        let first = pb::TxnRequest {
+            success: vec![keyless()],
+            failure: vec![unsorted()],
+            ..pb::TxnRequest::default()
+        };
+        assert_eq!(txn(first, 128), Err(Refusal::EmptyKey));
+        let second = pb::TxnRequest {
+            success: vec![unsorted(), keyless()],
+            ..pb::TxnRequest::default()
+        };
+        assert_eq!(txn(second, 128), Err(Refusal::InvalidSortOption));
     }
 }
