@@ -23,6 +23,8 @@ BENCH_SECONDS ?= 5
 MOVE_SIZES ?= 1MB,100MB,1GB
 # Random histories of `make test-etcd`.
 HISTORIES ?= 4
+# Services of etcd that `make etcd-diff` leaves out.
+WITHOUT ?= lease,watch
 # Outages of each test of `make test-power`, and the seed that draws them.
 OUTAGES ?= 100
 SEED ?= 1
@@ -55,7 +57,7 @@ build: deps ## Build the node and the CLI, optimised
 	@.ci/build $(CARGO) build --release
 
 .PHONY: test
-test: test-fast test-operator test-api test-etcd test-sim test-processes test-power ## Run all tests: fast ones, goldens, conformance, a real API server, a real etcd, simulator seeds, processes, power cuts
+test: test-fast test-operator test-api test-etcd test-keyspaces test-sim test-processes test-power ## Run all tests: fast ones, goldens, conformance, a real API server, a real etcd, simulator seeds, processes, power cuts
 
 .PHONY: test-fast
 test-fast: deps ## Run unit tests, goldens, paper tests and store conformance
@@ -78,9 +80,13 @@ test-etcd: deps ## Compare keyspaces with a real etcd, every answer and event of
 	@. deploy/kube/lib.sh && cd .ci/etcd && ETCD="$$cache/bin/etcd" go test -count=1 ./...
 
 .PHONY: etcd-diff
-etcd-diff: ## Send the same random calls to two real etcds, and compare each answer, error and event (SEEDS=0..20: a minute)
+etcd-diff: build ## Send the same random calls to a real etcd and to a keyspace, and compare each answer and error (SEEDS=0..20: a minute)
 	deploy/kube/build etcd
-	@. deploy/kube/lib.sh && cd .ci/etcd && go run ./diff -etcd "$$cache/bin/etcd" -seeds "$(ETCD_SEEDS)"
+	@. deploy/kube/lib.sh && cd .ci/etcd && go run ./diff -etcd "$$cache/bin/etcd" -bin "$(abspath $(bin))" -without "$(WITHOUT)" -seeds "$(ETCD_SEEDS)"
+
+.PHONY: test-keyspaces
+test-keyspaces: ## Hold keyspaces of real nodes against a real etcd, for eight seeds
+	@$(MAKE) etcd-diff SEEDS=0..8
 
 .PHONY: test-sim
 test-sim: ## Run the simulator's tests, the MIT 6.5840 scenarios and TEST_SEEDS=0..1000

@@ -131,7 +131,10 @@ func (f *faulty) RecvMsg(into any) error {
 }
 
 func compareFaulty(program string, seed uint64, options ...grpc.DialOption) error {
-	stores := newStores(program)
+	stores, err := newStores(program, "")
+	if err != nil {
+		return err
+	}
 	fresh := stores.fresh
 	stores.fresh = func(seed uint64) (*side, func(), error) {
 		side, stop, err := fresh(seed)
@@ -142,7 +145,7 @@ func compareFaulty(program string, seed uint64, options ...grpc.DialOption) erro
 		side.conn, err = grpc.NewClient(side.conn.CanonicalTarget(), options...)
 		return side, stop, err
 	}
-	_, err := compare(program, stores, seed, 300)
+	_, err = compare(program, stores, seed, 300, nil)
 	return err
 }
 

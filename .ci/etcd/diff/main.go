@@ -1,17 +1,19 @@
 // Command diff holds a store against a real etcd: it sends the same random calls in the same order to both, and compares every
 // answer, error, text and event.
 //
-//	go run ./diff -etcd FILE [-seeds 0..20] [-steps 400]
+//	go run ./diff -etcd FILE [-bin DIR] [-seeds 0..20] [-steps 400]
 //
-// The store is a second etcd, of which no difference is expected: that checks this program. Ids of cluster and member, the raft term
-// and the order of ties are not compared, and the calls that stop an etcd are not made. Exits with 1 at the first difference, and
-// prints the seed, the call and both answers.
+// With -bin, the store is a keyspace of a playground that the programs in this folder make: a fresh one for each seed, named by
+// metadata or, at odd seeds, by the authority. Without -bin it is another etcd, of which no difference is expected: that checks this
+// program. Ids of cluster and member, the raft term and the order of ties are not compared, and the calls that stop an etcd are not
+// made. Exits with 1 at the first difference, and prints the seed, the call and both answers.
 package main
 
 import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"shardkv.dev/ci/etcd/process"
@@ -19,7 +21,9 @@ import (
 
 func main() {
 	etcd := flag.String("etcd", "", "the program etcd")
+	bin := flag.String("bin", "", "the folder of shardkv and shardkv-node; without it a second etcd is compared")
 	seeds := flag.String("seeds", "0..20", "the seeds of the histories: from the first up to the last, without it")
+	without := flag.String("without", "", "services to leave out: lease, watch")
 	steps := flag.Int("steps", 400, "the steps of a history")
 	flag.Parse()
 	var first, end uint64
@@ -27,19 +31,22 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := run(*etcd, first, end, *steps); err != nil {
+	if err := run(*etcd, *bin, first, end, *steps, strings.Split(*without, ",")); err != nil {
 		fmt.Fprintln(os.Stderr, "etcd-diff:", err)
 		os.Exit(1)
 	}
 }
 
-func run(etcd string, first, end uint64, steps int) error {
+func run(etcd, bin string, first, end uint64, steps int, without []string) error {
 	started := time.Now()
-	stores := newStores(etcd)
+	stores, err := newStores(etcd, bin)
+	if err != nil {
+		return err
+	}
 	defer stores.stop()
 	var total counts
 	for seed := first; seed < end; seed++ {
-		counted, err := compare(etcd, stores, seed, steps)
+		counted, err := compare(etcd, stores, seed, steps, without)
 		if err != nil {
 			return fmt.Errorf("seed %d, after %d calls: %w\n  again: make etcd-diff SEEDS=%d..%d", seed, counted.calls, err, seed, seed+1)
 		}
@@ -51,7 +58,7 @@ func run(etcd string, first, end uint64, steps int) error {
 }
 
 // compare makes one history against a fresh etcd and a fresh store.
-func compare(program string, stores *stores, seed uint64, steps int) (counts, error) {
+func compare(program string, stores *stores, seed uint64, steps int, without []string) (counts, error) {
 	etcd, err := process.Etcd(program)
 	if err != nil {
 		return counts{}, err
@@ -68,7 +75,7 @@ func compare(program string, stores *stores, seed uint64, steps int) (counts, er
 	}
 	defer stop()
 	defer store.conn.Close()
-	history := history{source: newSource(seed), sides: [2]*side{reference, store}}
+	history := history{source: newSource(seed), sides: [2]*side{reference, store}, without: without}
 	err = history.run(steps)
 	return history.counts, err
 }
