@@ -4,11 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const OWN: [&str; 4] = [
+const OWN: [&str; 5] = [
     "shardkv/v1/kv.proto",
     "shardkv/v1/admin.proto",
     "shardkv/v1/raft.proto",
     "shardkv/v1/shardctrler.proto",
+    "shardkv/v1/keyspaces.proto",
 ];
 
 const ETCD: [&str; 8] = [

@@ -1,4 +1,4 @@
-//! Administration: `status`, `transfer-leader` and `member` of nodes, `config` and `shards` of the cluster.
+//! Administration: `status`, `transfer-leader` and `member` of nodes, `config`, `shards` and `keyspace` of the cluster.
 
 use std::io::Write;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use crate::client_error::{NEXT_UNREACHABLE, connect_failure};
 use crate::config::ConfigCommand;
 use crate::exit::{Exit, Failure};
 use crate::global::GlobalArgs;
+use crate::keyspace::KeyspaceCommand;
 use crate::nodes::{Nodes, all_nodes, gids, group_name, leader_of};
 use crate::output::{Format, json_line};
 use crate::parse::parse_group_name;
@@ -56,6 +57,11 @@ pub(crate) enum AdminCommand {
     },
     /// Show the owner of each shard, the progress of hand-offs, and the reason why a hand-off waits
     Shards(ShardsArgs),
+    /// Create, list, change and delete keyspaces: the stores that etcd's clients use
+    Keyspace {
+        #[command(subcommand)]
+        command: KeyspaceCommand,
+    },
 }
 
 impl AdminCommand {
@@ -64,6 +70,7 @@ impl AdminCommand {
         match self {
             Self::Status { .. } | Self::Shards(_) => true,
             Self::Config { command } => command.only_asks(),
+            Self::Keyspace { command } => command.only_asks(),
             Self::TransferLeader { .. } | Self::Member { .. } => false,
         }
     }
@@ -107,6 +114,9 @@ pub(crate) async fn run(
 ) -> Result<Exit, Failure> {
     match command {
         AdminCommand::Config { command } => crate::config::run(command, client, global, out).await,
+        AdminCommand::Keyspace { command } => {
+            crate::keyspace::run(command, client, global, out).await
+        }
         AdminCommand::Shards(args) => crate::shards::run(args, client, global, out).await,
         AdminCommand::Status { here: false } => {
             let nodes = all_nodes(client).await;

@@ -34,6 +34,7 @@ pub(crate) fn call_failure(error: &Error) -> Failure {
             | Error::ShardNotReady { .. } => Exit::Unavailable,
             Error::BadRequest { .. }
             | Error::NotFound { .. }
+            | Error::AlreadyExists { .. }
             | Error::Conflict { .. }
             | Error::TooLarge { .. }
             | Error::DiskFull { .. }

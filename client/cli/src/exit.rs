@@ -13,7 +13,7 @@ pub(crate) enum Exit {
     Failed = 1,
     /// The command line, an encoded argument or an input file is wrong.
     Usage = 2,
-    /// The key does not exist.
+    /// The key, or the keyspace, does not exist.
     NotFound = 3,
     /// `cas`: the value was not what was expected. Nothing was changed.
     CasMismatch = 4,
@@ -31,11 +31,11 @@ Exit codes:
   0  done
   1  failed (a file, a process, a damaged answer)
   2  usage: the command line, an encoded argument or an input file is wrong
-  3  the key does not exist
+  3  the key, or the keyspace, does not exist
   4  cas: the value was not what was expected; nothing was changed
   5  no leader answered in time; nothing was done
   6  outcome unknown: a write was sent and its answer was lost
-  7  the cluster refused the request (too large, disk full, not now)";
+  7  the cluster refused the request (too large, disk full, exists already, not now)";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {

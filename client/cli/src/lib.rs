@@ -4,7 +4,7 @@
 //!
 //! One program for terminals and scripts: commands on keys (`get put append delete cas scan`), transfer of whole files
 //! (`import export`), an interactive client (`shell`), a load generator (`bench`), administration of nodes
-//! (`status transfer-leader member`) and of the controllers (`config shards`), and a whole cluster on the user's own machine
+//! (`status transfer-leader member`), of the controllers (`config shards`) and of keyspaces (`keyspace`), and a whole cluster on the user's own machine
 //! (`playground`).
 //!
 //! # How data flows through it
@@ -44,6 +44,7 @@ mod global;
 #[cfg(test)]
 mod golden;
 mod interrupt;
+mod keyspace;
 mod kv;
 mod move_progress;
 mod nodes;

@@ -46,6 +46,11 @@ pub(crate) enum ParseError {
     /// The size is larger than any option accepts.
     #[error("the size is larger than 100 GB")]
     SizeTooLarge,
+    /// The text is no name of a keyspace.
+    #[error(
+        "a keyspace's name has 1 to 128 of a-z, 0-9 and '-', and begins and ends with a letter or digit; names with a dot belong to the operator"
+    )]
+    KeyspaceName,
     /// The text is no share.
     #[error("a share is a number from 0 to 1, such as 0.9")]
     Share,
@@ -119,6 +124,16 @@ pub(crate) fn duration(text: &str) -> Result<Duration, ParseError> {
         .filter(|&millis| millis <= MAX_DURATION_MS)
         .map(Duration::from_millis)
         .ok_or(ParseError::DurationTooLong)
+}
+
+/// Parses the name of a keyspace that a person creates.
+pub(crate) fn keyspace_name(text: &str) -> Result<String, ParseError> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let inner = text.chars().all(|c| plain(c) || c == '-');
+    if inner && text.len() <= 128 && text.starts_with(plain) && text.ends_with(plain) {
+        return Ok(text.to_owned());
+    }
+    Err(ParseError::KeyspaceName)
 }
 
 /// Parses a number of bytes, with the decimal unit `B`, `kB`, `MB` or `GB` or none, of at most 100 GB.
@@ -214,6 +229,26 @@ mod tests {
             "10000h",
         ] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_keyspaces_have_no_dot() {
+        for good in ["a", "0", "orders", "a-1", &"x".repeat(128)] {
+            assert_eq!(keyspace_name(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a_b",
+            "a.b",
+            "ü",
+            "{a}",
+            &"x".repeat(129),
+        ] {
+            assert!(keyspace_name(bad).is_err(), "{bad}");
         }
     }
 

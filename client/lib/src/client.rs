@@ -21,7 +21,7 @@ use crate::route::{Router, short};
 use crate::unary::Unary;
 use crate::{
     Admin, ClientOptions, ClusterId, ConnectError, Error, Export, ExportOptions, Gid, GroupShards,
-    Mode, NodeId, NodeStatus, Scan, ScanOptions, ShardConfig, ShardSet,
+    Keyspaces, Mode, NodeId, NodeStatus, Scan, ScanOptions, ShardConfig, ShardSet,
 };
 
 /// The number of leaders that are asked for their shards at the same time.
@@ -291,6 +291,11 @@ impl Client {
     /// Returns a handle to the controllers, which keep the configuration.
     pub fn controller(&self) -> Controller {
         Controller::new(Arc::clone(&self.core.controller), self.timeout)
+    }
+
+    /// Returns a handle to the keyspaces.
+    pub fn keyspaces(&self) -> Keyspaces {
+        Keyspaces::new(self.core.router.clone(), self.timeout)
     }
 
     /// Returns for each group of the configuration the states of `shards` (empty: of all) there, as its leader knows them. With

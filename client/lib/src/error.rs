@@ -67,7 +67,15 @@ pub enum Error {
         /// The cluster that answered.
         actual: String,
     },
-    /// The group or configuration that the request names doesn't exist. Nothing was done.
+    /// What the request is to create exists. Nothing was done.
+    #[error("{message}")]
+    AlreadyExists {
+        /// The thing that exists.
+        what: String,
+        /// The whole text of the error.
+        message: String,
+    },
+    /// The group, configuration or keyspace that the request names doesn't exist. Nothing was done.
     #[error("{message}")]
     NotFound {
         /// The thing that is missing.

@@ -45,6 +45,7 @@ pub(crate) fn rejected(rejection: Rejection, doubt: bool) -> Error {
         Rejection::BadRequest { field, message } => Error::BadRequest { field, message },
         Rejection::NotFound { what, message } => Error::NotFound { what, message },
         Rejection::Conflict { what, message } => Error::Conflict { what, message },
+        Rejection::AlreadyExists { what, message } => Error::AlreadyExists { what, message },
         Rejection::DiskFull { message } => Error::DiskFull { message },
     };
     if doubt {
@@ -86,6 +87,7 @@ mod tests {
             errors::bad_request("key", "is empty"),
             errors::disk_full(),
             errors::not_found("g7"),
+            errors::already_exists("keyspace a"),
             errors::conflict("g1 is the last group"),
         ] {
             let verdict = api::refused(detail.clone()).refusal.judge();

@@ -64,7 +64,7 @@
 //!
 //! [`Client::scan`] reads from all groups at once and merges in key order. [`Client::export`] gives a consistent cut of each shard.
 //! [`Client::get_many`] and [`Client::put_many`] send keys to their groups at the same time. [`Client::controller`] changes the
-//! configuration, and [`Client::admin`] asks one node.
+//! configuration, [`Client::admin`] asks one node, and [`Client::keyspaces`] creates and lists keyspaces.
 //!
 //! # Limits
 //!
@@ -80,6 +80,7 @@ mod controller;
 mod error;
 mod export;
 mod failure;
+mod keyspaces;
 mod many;
 mod options;
 mod pages;
@@ -98,6 +99,7 @@ pub use controller::{
 };
 pub use error::{ConnectError, Error, InvalidOption};
 pub use export::{Export, ExportEvent, ExportOptions};
+pub use keyspaces::{AutoCompaction, Keyspace, KeyspaceOptions, KeyspacePage, Keyspaces};
 pub use options::{ClientOptions, Mode};
 pub use scan::{Pair, Scan, ScanOptions};
 pub use shards::{GroupShards, ShardState, ShardStatus};

@@ -37,6 +37,47 @@ pub(crate) fn policy(options: &ClientOptions) -> Policy {
     }
 }
 
+/// Handles a failed attempt of a call that is routed by itself, and waits until the next may begin.
+pub(crate) async fn failed(
+    router: &Router,
+    call: &mut SingleCall,
+    leader: &Leader,
+    slot: Slot,
+    status: &Status,
+) -> Result<(), request::Failure> {
+    router.suspect(&leader.address, slot, status);
+    let refused = api::refused_status(status);
+    let hint = refused.refusal.hint().cloned();
+    let news = hint.is_some_and(|hint| router.failed(leader, Some(&hint)));
+    let known = router.config().map(|config| config.num());
+    match call.handle_refusal(router.clock().now(), refused, known, news) {
+        Next::Retry {
+            pause,
+            leader_failed,
+        } => {
+            if leader_failed {
+                router.failed(leader, None);
+            }
+            sleep(pause).await;
+        }
+        Next::AwaitConfig {
+            num,
+            pause,
+            leader_failed,
+        } => {
+            if leader_failed {
+                router.failed(leader, None);
+            }
+            router.refresh(num, &leader.address);
+            router.configured_at(num, pause).await;
+        }
+        Next::Fail(failure) => return Err(failure),
+        // Never with this policy.
+        Next::Report => return Err(call.handle_deadline()),
+    }
+    Ok(())
+}
+
 impl Unary {
     pub(crate) fn new(router: Router, pool: Arc<GroupPool>) -> Self {
         Self {
@@ -90,7 +131,7 @@ impl Unary {
             };
             match self.attempt(request, call, &leader, channel).await {
                 Ok(answer) => return Ok(answer),
-                Err(status) => self.failed(call, &leader, slot, &status).await?,
+                Err(status) => failed(&self.router, call, &leader, slot, &status).await?,
             }
         }
     }
@@ -112,47 +153,6 @@ impl Unary {
         call.handle_sent();
         let attempt = self.send(leader, channel, request.to_wire(stamp));
         self.router.unless_superseded(leader, attempt).await
-    }
-
-    /// Handles a failed attempt, and waits until the next may begin.
-    async fn failed(
-        &self,
-        call: &mut SingleCall,
-        leader: &Leader,
-        slot: Slot,
-        status: &Status,
-    ) -> Result<(), request::Failure> {
-        self.router.suspect(&leader.address, slot, status);
-        let refused = api::refused_status(status);
-        let hint = refused.refusal.hint().cloned();
-        let news = hint.is_some_and(|hint| self.router.failed(leader, Some(&hint)));
-        let known = self.router.config().map(|config| config.num());
-        match call.handle_refusal(self.clock.now(), refused, known, news) {
-            Next::Retry {
-                pause,
-                leader_failed,
-            } => {
-                if leader_failed {
-                    self.router.failed(leader, None);
-                }
-                sleep(pause).await;
-            }
-            Next::AwaitConfig {
-                num,
-                pause,
-                leader_failed,
-            } => {
-                if leader_failed {
-                    self.router.failed(leader, None);
-                }
-                self.router.refresh(num, &leader.address);
-                self.router.configured_at(num, pause).await;
-            }
-            Next::Fail(failure) => return Err(failure),
-            // Never with this policy.
-            Next::Report => return Err(call.handle_deadline()),
-        }
-        Ok(())
     }
 
     /// Gives a write its client id and sequence. Opens a session first if there is none, the current one gets old, or its

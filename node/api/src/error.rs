@@ -30,6 +30,7 @@ fn code(kind: Option<&Kind>) -> Code {
         }
         Some(Kind::OutcomeUnknown(_)) => Code::Aborted,
         Some(Kind::NotFound(_)) => Code::NotFound,
+        Some(Kind::AlreadyExists(_)) => Code::AlreadyExists,
         Some(
             Kind::WrongGroup(_)
             | Kind::WrongCluster(_)
@@ -71,6 +72,7 @@ mod tests {
             (errors::disk_full(), Code::ResourceExhausted),
             (errors::unavailable("stopping", 20), Code::Unavailable),
             (errors::not_found("g7"), Code::NotFound),
+            (errors::already_exists("keyspace a"), Code::AlreadyExists),
             (
                 errors::conflict("g1 is the last group"),
                 Code::FailedPrecondition,

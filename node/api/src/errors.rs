@@ -2,9 +2,9 @@
 
 use crate::v1::error_detail::Kind;
 use crate::v1::{
-    BadRequest, Conflict, DiskFull, ErrorDetail, NotFound, NotLeader, OutcomeUnknown, Overloaded,
-    SessionExpired, SessionFromFuture, ShardNotReady, TooLarge, Unavailable, WrongCluster,
-    WrongGroup,
+    AlreadyExists, BadRequest, Conflict, DiskFull, ErrorDetail, NotFound, NotLeader,
+    OutcomeUnknown, Overloaded, SessionExpired, SessionFromFuture, ShardNotReady, TooLarge,
+    Unavailable, WrongCluster, WrongGroup,
 };
 
 fn detail(message: String, kind: Kind) -> ErrorDetail {
@@ -142,4 +142,14 @@ pub fn not_found(what: impl std::fmt::Display) -> ErrorDetail {
 pub fn conflict(what: impl std::fmt::Display) -> ErrorDetail {
     let what = what.to_string();
     detail(what.clone(), Kind::Conflict(Conflict { what }))
+}
+
+/// Returns the error of a request that creates `what`, which exists; nothing was done.
+pub fn already_exists(what: &str) -> ErrorDetail {
+    detail(
+        format!("{what} exists already: use it, or choose another name"),
+        Kind::AlreadyExists(AlreadyExists {
+            what: what.to_owned(),
+        }),
+    )
 }

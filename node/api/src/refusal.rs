@@ -52,6 +52,10 @@ pub fn refused(detail: ErrorDetail) -> Refused {
             what: it.what,
             message: detail.message,
         }),
+        Some(Kind::AlreadyExists(it)) => Refusal::Rejected(Rejection::AlreadyExists {
+            what: it.what,
+            message: detail.message,
+        }),
         Some(Kind::DiskFull(_)) => Refusal::Rejected(Rejection::DiskFull {
             message: detail.message,
         }),
@@ -135,6 +139,7 @@ mod tests {
             errors::bad_request("key", "is empty"),
             errors::disk_full(),
             errors::not_found("g7"),
+            errors::already_exists("keyspace a"),
             errors::conflict("g1 is the last group"),
         ] {
             let Refused { refusal, message } = refused(detail.clone());

@@ -98,6 +98,13 @@ pub enum Rejection {
         /// The node's text.
         message: String,
     },
+    /// What the request is to create exists.
+    AlreadyExists {
+        /// The thing that exists.
+        what: String,
+        /// The node's text.
+        message: String,
+    },
     /// The cluster's disks are nearly full.
     DiskFull {
         /// The node's text.

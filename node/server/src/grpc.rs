@@ -13,6 +13,7 @@ use api::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
 use api::etcd::etcdserverpb::watch_server::WatchServer;
 use api::v1::admin_server::AdminServer;
 use api::v1::handoff_server::HandoffServer;
+use api::v1::keyspaces_server::KeyspacesServer;
 use api::v1::kv_server::{KvServer, SERVICE_NAME as KV};
 use api::v1::raft_server::RaftServer;
 use api::v1::shardctrler_server::ShardctrlerServer;
@@ -40,6 +41,7 @@ use crate::services::etcd::lease::LeaseService;
 use crate::services::etcd::serve::EtcdServices;
 use crate::services::etcd::watch::{WatchService, WatchServices};
 use crate::services::handoff::HandoffService;
+use crate::services::keyspaces::KeyspacesService;
 use crate::services::kv::KvService;
 use crate::services::peers::PeerService;
 use crate::services::{typed, unfetched};
@@ -116,12 +118,9 @@ pub(crate) async fn serve(
         .max_decoding_message_size(ETCD_MESSAGE_BYTES)
         // The events of one revision are one message.
         .max_encoding_message_size(usize::MAX);
-    let lease = LeaseServer::new(LeaseService {
-        etcd: Arc::clone(&etcd),
-        streams: keep_alives,
-    })
-    .max_decoding_message_size(SMALL_MESSAGE_BYTES)
-    .max_encoding_message_size(usize::MAX);
+    let lease = lease_server(&etcd, keep_alives);
+    let keyspaces = KeyspacesServer::new(KeyspacesService(Arc::clone(&etcd)))
+        .max_decoding_message_size(SMALL_MESSAGE_BYTES);
     let etcd_kv = EtcdKvServer::new(etcd::kv::KvService(Arc::clone(&etcd)))
         .max_decoding_message_size(ETCD_MESSAGE_BYTES)
         // Reads have a budget of their own.
@@ -173,6 +172,7 @@ pub(crate) async fn serve(
         .layer(MapResponseLayer::new(typed::response::<Body>))
         .layer(EtcdLayer)
         .add_service(kv)
+        .add_service(keyspaces)
         .add_service(etcd_kv)
         .add_service(watch)
         .add_service(lease)
@@ -189,6 +189,14 @@ pub(crate) async fn serve(
         .await;
     health_task.abort();
     result.context("the gRPC server failed")
+}
+
+/// Returns the service of leases. A list of all leases may be long.
+fn lease_server(etcd: &Arc<EtcdServices>, streams: Arc<KeepAlives>) -> LeaseServer<LeaseService> {
+    let etcd = Arc::clone(etcd);
+    LeaseServer::new(LeaseService { etcd, streams })
+        .max_decoding_message_size(SMALL_MESSAGE_BYTES)
+        .max_encoding_message_size(usize::MAX)
 }
 
 /// Reports the state of `grpc.health.v1`: serving while the node is a member of a group that has a leader, and its replica's

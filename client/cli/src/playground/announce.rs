@@ -55,6 +55,15 @@ pub(super) fn announce(
         layout.endpoints,
         dir.display()
     )?;
+    // An address names no keyspace, so its clients get the fallback keyspace.
+    let node = layout.nodes.iter().find(|node| node.gid != 0);
+    if let Some(node) = node {
+        writeln!(
+            out,
+            "  etcdctl --endpoints={} put greeting hello",
+            node.address
+        )?;
+    }
     if layout.is_sharded() {
         let more = layout.wanted_groups() + 1;
         writeln!(out, "  shardkv shards --watch")?;

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::announce::announce;
 use super::control::{self, Order, Reply, Request, reply};
+use super::keyspace::create_fallback;
 use super::layout::{Layout, Lock, NodeLayout, Stage};
 use super::nodes::Nodes;
 use super::place::{Place, StopRequest, stop_requested};
@@ -225,7 +226,7 @@ impl Cluster {
                 return Ok(After::Down);
             }
             Event::Ended(name, status) => self.ended(&name, status)?,
-            Event::Led(leaders) => self.led(leaders)?,
+            Event::Led(leaders) => self.led(leaders).await?,
             Event::Late => return Err(self.late()),
             Event::News(news) => self.news(news).await?,
             Event::Order(mut stream) => {
@@ -258,7 +259,7 @@ impl Cluster {
     }
 
     /// Handles the first leaders: lets the groups join, or announces that the playground is ready.
-    fn led(&mut self, leaders: Vec<NodeLayout>) -> Result<(), Failure> {
+    async fn led(&mut self, leaders: Vec<NodeLayout>) -> Result<(), Failure> {
         self.leaders = leaders;
         if self.nodes.layout.is_sharded() {
             self.spinner.set_message("the groups get their shards");
@@ -268,13 +269,15 @@ impl Cluster {
             self.scaler = Some(Scaler::new(client, plan));
             return Ok(());
         }
-        self.get_ready()
+        self.get_ready().await
     }
 
-    fn get_ready(&mut self) -> Result<(), Failure> {
+    async fn get_ready(&mut self) -> Result<(), Failure> {
         if self.nodes.layout.ready {
             return Ok(());
         }
+        self.spinner.set_message("the first keyspace is created");
+        create_fallback(&self.client, &self.nodes.program.extra).await;
         self.spinner.finish_and_clear();
         self.nodes.layout.ready = true;
         self.nodes.save()?;
@@ -318,13 +321,13 @@ impl Cluster {
                 // Groups that were leaving when the playground was stopped may need long, so don't wait for them.
                 let layout = &self.nodes.layout;
                 if layout.groups.iter().any(|it| it.stage == Stage::Leaving) {
-                    self.get_ready()?;
+                    self.get_ready().await?;
                 }
             }
             News::Drained(gid) => self.left(gid, true).await?,
             News::Gone(gid) => self.left(gid, false).await?,
             News::Settled(number) if number == self.plan_number => {
-                self.get_ready()?;
+                self.get_ready().await?;
                 self.scaled().await;
             }
             News::Settled(_) => {}

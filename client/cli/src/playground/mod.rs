@@ -18,6 +18,7 @@
 mod announce;
 mod cluster;
 mod control;
+mod keyspace;
 mod layout;
 mod nodes;
 mod place;

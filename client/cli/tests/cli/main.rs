@@ -8,6 +8,7 @@
 
 mod groups;
 mod harness;
+mod keyspaces;
 mod offline;
 mod playground;
 mod transfer;

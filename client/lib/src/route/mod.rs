@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use api::v1::error_detail::Kind;
+use api::v1::keyspaces_client::KeyspacesClient;
 use api::v1::kv_client::KvClient;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -34,7 +35,7 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
-use types::{ClusterId, ConfigNum, Gid, ShardConfig};
+use types::{ClusterId, ConfigNum, Gid, ShardConfig, ShardId};
 
 pub(crate) use channels::Slot;
 pub(crate) use channels::short;
@@ -69,6 +70,9 @@ struct Inner {
 
 /// The `Kv` service, with calls that the receiving node never forwards.
 pub(crate) type KvService = KvClient<InterceptedService<Channel, NoForward>>;
+
+/// The `Keyspaces` service, with calls that the receiving node never forwards.
+pub(crate) type KeyspacesService = KeyspacesClient<InterceptedService<Channel, NoForward>>;
 
 /// A value of a call's metadata, formatted once.
 pub(crate) type Mark = MetadataValue<Ascii>;
@@ -277,16 +281,36 @@ impl Router {
     /// Returns the `Kv` service of a leader at the other end of `channel`, with the bounds of the options, for calls that are
     /// not forwarded any further.
     pub(crate) fn kv(&self, leader: &Leader, channel: Channel) -> KvService {
-        let cluster = self.inner.cluster.get().cloned();
-        let destination = cluster.map(|cluster| (cluster, leader.gid.0.into()));
-        KvClient::with_interceptor(channel, NoForward { destination })
+        KvClient::with_interceptor(channel, self.no_forward(leader))
             .max_decoding_message_size(self.options().max_message_bytes)
             .max_encoding_message_size(self.options().max_message_bytes)
     }
 
+    /// Returns the `Keyspaces` service of a leader, as [`Router::kv`] does.
+    pub(crate) fn keyspaces(&self, leader: &Leader, channel: Channel) -> KeyspacesService {
+        KeyspacesClient::with_interceptor(channel, self.no_forward(leader))
+            .max_decoding_message_size(self.options().max_message_bytes)
+    }
+
+    fn no_forward(&self, leader: &Leader) -> NoForward {
+        let cluster = self.inner.cluster.get().cloned();
+        let destination = cluster.map(|cluster| (cluster, leader.gid.0.into()));
+        NoForward { destination }
+    }
+
+    /// Returns the owner of a shard. Waits until a group owns it.
+    pub(crate) async fn owner_of_shard(&self, shard: ShardId) -> Gid {
+        self.gid_of(|config| config.owner(shard)).await
+    }
+
     /// Returns the owner of the shard of a key with this hash. Waits until a group owns it.
     pub(crate) async fn owner(&self, hash: u64) -> Gid {
-        let owned = |config: &ShardConfig| Some(owner(config, hash)).filter(|it| *it != Gid::NONE);
+        self.gid_of(|config| owner(config, hash)).await
+    }
+
+    /// Waits until a configuration names a group.
+    async fn gid_of(&self, find: impl Fn(&ShardConfig) -> Gid) -> Gid {
+        let owned = |config: &ShardConfig| Some(find(config)).filter(|it| *it != Gid::NONE);
         let mut configs = self.configs();
         loop {
             let known = configs.borrow_and_update().as_deref().and_then(owned);

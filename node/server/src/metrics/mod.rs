@@ -527,6 +527,7 @@ fn error_kind(detail: &ErrorDetail) -> &'static str {
         Some(Kind::Unavailable(_)) => "unavailable",
         Some(Kind::NotFound(_)) => "not_found",
         Some(Kind::Conflict(_)) => "conflict",
+        Some(Kind::AlreadyExists(_)) => "already_exists",
         None => "internal",
     }
 }

@@ -89,8 +89,8 @@ impl Found {
 }
 
 impl Keyspaces {
-    /// Returns the shard of a keyspace.
-    pub(crate) fn shard(&self, name: &str) -> Result<ShardId, ErrorDetail> {
+    /// Returns the number of shards.
+    pub(crate) fn shards(&self) -> Result<u32, ErrorDetail> {
         let shards = match self.routing.kind() {
             GroupKind::Standalone => self.replica.view().genesis.map(|genesis| genesis.shards),
             GroupKind::Shards | GroupKind::Controller => {
@@ -98,8 +98,13 @@ impl Keyspaces {
                 known.map(|known| known.config.shards())
             }
         };
+        shards.ok_or_else(no_config)
+    }
+
+    /// Returns the shard of a keyspace.
+    pub(crate) fn shard(&self, name: &str) -> Result<ShardId, ErrorDetail> {
+        let shards = self.shards()?;
         // The braces make the name the part of the key that is hashed.
-        let shards = shards.ok_or_else(no_config)?;
         Ok(shard_of(format!("{{{name}}}").as_bytes(), shards))
     }
 
