@@ -84,6 +84,11 @@ etcd-diff: build ## Send the same random calls to a real etcd and to a keyspace,
 	deploy/kube/build etcd
 	@. deploy/kube/lib.sh && cd .ci/etcd && go run ./diff -etcd "$$cache/bin/etcd" -bin "$(abspath $(bin))" -without "$(WITHOUT)" -seeds "$(ETCD_SEEDS)"
 
+.PHONY: bench-etcd
+bench-etcd: build ## Measure a keyspace and a real etcd with the same load, three members each (ARGS: -seconds 5 -rounds 2 -only put)
+	deploy/kube/build etcd
+	@. deploy/kube/lib.sh && cd .ci/etcd && go run ./load -etcd "$$cache/bin/etcd" -bin "$(abspath $(bin))" $(ARGS)
+
 .PHONY: test-keyspaces
 test-keyspaces: ## Hold keyspaces of real nodes against a real etcd, for eight seeds
 	@$(MAKE) etcd-diff SEEDS=0..8

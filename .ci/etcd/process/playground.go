@@ -19,9 +19,18 @@ type Playground struct {
 
 // StartPlayground starts a playground with the programs in a folder. It has two groups, so that a node may have to pass a call on.
 func StartPlayground(bin string) (*Playground, error) {
+	return startPlayground(bin, "2", "1")
+}
+
+// StartReplicas starts a playground with one group of three members.
+func StartReplicas(bin string) (*Playground, error) {
+	return startPlayground(bin, "1", fmt.Sprint(members))
+}
+
+func startPlayground(bin, groups, replicas string) (*Playground, error) {
 	cli := filepath.Join(bin, "shardkv")
 	command := exec.Command(cli, "playground", "--output", "json", "--stop-on-stdin-eof",
-		"--controllers", "1", "--groups", "2", "--replicas", "1", "--shards", "16", "--", "--disk-reserve-bytes", "0")
+		"--controllers", "1", "--groups", groups, "--replicas", replicas, "--shards", "16", "--", "--disk-reserve-bytes", "0")
 	command.Stderr = os.Stderr
 	stdin, err := command.StdinPipe()
 	if err != nil {

@@ -1,0 +1,191 @@
+// Command load measures a keyspace and a real etcd with the same load, in turns, on the same machine and disk.
+//
+//	go run ./load -etcd FILE -bin DIR [-seconds 5] [-rounds 2] [-only put]
+//
+// Both have three members with synced logs. The load speaks etcd's API to both, over eight connections that are spread over the
+// members. Each measure runs in turns: etcd, keyspace, keyspace, etcd. The table has calls per second and latencies, over all
+// rounds, and the ratio of the keyspace to etcd. The load and the six servers share the machine's cores.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+
+	"shardkv.dev/ci/etcd/process"
+)
+
+const (
+	connections = 8
+	keys        = 10_000
+	valueBytes  = 256
+)
+
+// side is one of the two stores.
+type side struct {
+	name    string
+	servers *process.Server
+	// The keyspace that calls name, if any.
+	keyspace string
+	conns    []*grpc.ClientConn
+}
+
+func main() {
+	etcd := flag.String("etcd", "", "the program etcd")
+	bin := flag.String("bin", "", "the folder of shardkv and shardkv-node")
+	seconds := flag.Int("seconds", 5, "the duration of one turn")
+	rounds := flag.Int("rounds", 2, "the turns of each side")
+	only := flag.String("only", "", "the measures whose names begin so")
+	flag.Parse()
+	if *etcd == "" || *bin == "" || *seconds < 1 || *rounds < 1 || flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	if err := run(*etcd, *bin, time.Duration(*seconds)*time.Second, *rounds, *only); err != nil {
+		fmt.Fprintln(os.Stderr, "load:", err)
+		os.Exit(1)
+	}
+}
+
+func run(etcd, bin string, turn time.Duration, rounds int, only string) error {
+	reference, err := process.EtcdCluster(etcd)
+	if err != nil {
+		return err
+	}
+	defer reference.Stop()
+	playground, err := process.StartReplicas(bin)
+	if err != nil {
+		return err
+	}
+	defer playground.Stop()
+	if err := playground.Keyspace("create", "load"); err != nil {
+		return err
+	}
+	sides := []*side{
+		{name: "etcd", servers: reference},
+		{name: "keyspace", servers: &playground.Server, keyspace: "load"},
+	}
+	for _, side := range sides {
+		if err := side.prepare(); err != nil {
+			return fmt.Errorf("%s: %w", side.name, err)
+		}
+	}
+	fmt.Println("| load | etcd calls/s | p50 | p99 | keyspace calls/s | p50 | p99 | ratio |")
+	fmt.Println("|---|---|---|---|---|---|---|---|")
+	for _, measure := range measures() {
+		if !strings.HasPrefix(measure.name, only) {
+			continue
+		}
+		found := [2]*result{{}, {}}
+		for round := range rounds {
+			for turnOf := range 2 {
+				// The order changes, so that neither side is always the second.
+				at := (round + turnOf) % 2
+				if err := sides[at].load(measure, turn, found[at]); err != nil {
+					return fmt.Errorf("%s, %s: %w", measure.name, sides[at].name, err)
+				}
+			}
+		}
+		etcds, ours := found[0], found[1]
+		fmt.Printf("| %s | %s | %s | %.2f |\n", measure.name, etcds, ours, ours.rate()/etcds.rate())
+	}
+	return nil
+}
+
+// prepare connects, and writes each key once.
+func (s *side) prepare() error {
+	for at := range connections {
+		address := s.servers.Addresses[at%len(s.servers.Addresses)]
+		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
+		if err != nil {
+			return err
+		}
+		s.conns = append(s.conns, conn)
+	}
+	all := measure{clients: 64, call: func(ctx context.Context, kv pb.KVClient, number int) error {
+		_, err := kv.Put(ctx, put(number))
+		return err
+	}}
+	return s.each(all, func(number int) bool { return number < keys }, nil)
+}
+
+// load makes calls for some time.
+func (s *side) load(m measure, turn time.Duration, into *result) error {
+	start := time.Now()
+	end := start.Add(turn)
+	err := s.each(m, func(int) bool { return time.Now().Before(end) }, into)
+	into.spent += time.Since(start)
+	return err
+}
+
+// each makes calls with all clients while `more` says so.
+func (s *side) each(m measure, more func(number int) bool, into *result) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if s.keyspace != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "shardkv-keyspace", s.keyspace)
+	}
+	var wait sync.WaitGroup
+	var lock sync.Mutex
+	var failure error
+	for client := range m.clients {
+		wait.Go(func() {
+			kv := pb.NewKVClient(s.conns[client%len(s.conns)])
+			var took []time.Duration
+			for number := client; more(number); number += m.clients {
+				start := time.Now()
+				if err := m.call(ctx, kv, number); err != nil {
+					lock.Lock()
+					if failure == nil {
+						failure = err
+					}
+					lock.Unlock()
+					cancel()
+					return
+				}
+				took = append(took, time.Since(start))
+			}
+			if into != nil {
+				lock.Lock()
+				into.took = append(into.took, took...)
+				lock.Unlock()
+			}
+		})
+	}
+	wait.Wait()
+	return failure
+}
+
+// result is what was measured of one side.
+type result struct {
+	took  []time.Duration
+	spent time.Duration
+}
+
+func (r *result) rate() float64 {
+	return float64(len(r.took)) / r.spent.Seconds()
+}
+
+func (r *result) percentile(of float64) time.Duration {
+	if len(r.took) == 0 {
+		return 0
+	}
+	return r.took[int(of*float64(len(r.took)-1))]
+}
+
+func (r *result) String() string {
+	sort.Slice(r.took, func(a, b int) bool { return r.took[a] < r.took[b] })
+	ms := func(took time.Duration) string { return fmt.Sprintf("%.1f ms", float64(took.Microseconds())/1000) }
+	return fmt.Sprintf("%.0f | %s | %s", r.rate(), ms(r.percentile(0.5)), ms(r.percentile(0.99)))
+}
