@@ -144,10 +144,11 @@ pub(crate) fn is_nodes(agent: &[u8]) -> bool {
     agent.starts_with(NODE.as_bytes())
 }
 
-/// Returns true for a call of the store's own services. Health and reflection are served too, but any client may keep a call of
+/// Returns true for a call of the store's own services, or of etcd's. Health and reflection are served too, but any client may keep a call of
 /// theirs open, so it doesn't keep the connection its place.
 fn keeps_place<B>(request: &Request<B>) -> bool {
-    request.uri().path().starts_with("/shardkv.")
+    let path = request.uri().path();
+    path.starts_with("/shardkv.") || is_etcds(path)
 }
 
 /// The body of a response, with its call.
@@ -238,16 +239,20 @@ mod tests {
     #[tokio::test]
     async fn only_calls_of_nodes_and_operators_keep_a_connection_its_place() {
         let table = [
-            ("/shardkv.v1.Raft/Stream", true),
-            ("/shardkv.v1.Admin/Status", true),
-            ("/shardkv.v1.Kv/Batch", false),
-            ("/grpc.health.v1.Health/Watch", false),
+            ("/shardkv.v1.Raft/Stream", "", true),
+            ("/shardkv.v1.Admin/Status", "", true),
+            ("/shardkv.v1.Kv/Batch", "", false),
+            ("/shardkv.v1.Kv/Put", NODE, true),
+            ("/etcdserverpb.KV/Put", "", false),
+            ("/etcdserverpb.KV/Put", NODE, true),
+            ("/grpc.health.v1.Health/Watch", "", false),
             (
                 "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                "",
                 false,
             ),
         ];
-        for (path, keeps) in table {
+        for (path, agent, keeps) in table {
             let clients = Arc::new(tokio::sync::Semaphore::new(0));
             let reserve = super::super::Reserve::new(1, clients);
             let layer = ReserveLayer {
@@ -256,6 +261,7 @@ mod tests {
             };
             let mut request = Request::builder()
                 .uri(path)
+                .header(USER_AGENT, agent)
                 .body(Body::new(Endless))
                 .unwrap();
             // The connection holds it, too.

@@ -36,6 +36,8 @@ mod controllers;
 mod disks;
 mod faults;
 mod joins;
+mod keyspace_faults;
+mod keyspaces;
 mod lifecycle;
 mod logs;
 mod names;

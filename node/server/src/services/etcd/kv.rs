@@ -118,7 +118,7 @@ impl Method for RangeMethod {
         let header = keyspaces.header(found.record.cluster_id(), answer.revision);
         Ok(Answered {
             answer: answers::range(answer, header),
-            share: Some(share),
+            share,
         })
     }
 
@@ -233,7 +233,7 @@ impl TxnMethod {
         let header = keyspaces.header(found.record.cluster_id(), answer.revision);
         Ok(Answered {
             answer: answers::txn(answer, header),
-            share: Some(share),
+            share,
         })
     }
 }

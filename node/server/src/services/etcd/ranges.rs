@@ -12,7 +12,7 @@ use prost::Message as _;
 use tonic::{Code, Request, Response, Status};
 
 use super::kv::RangeMethod;
-use super::serve::{Call, EtcdServices};
+use super::serve::{Call, EtcdServices, SMALL_ANSWER_BYTES};
 use super::status::{self, Failure};
 use crate::admission::Admission;
 use crate::page_budget::PageShare;
@@ -52,10 +52,13 @@ impl ReadShare {
         })
     }
 
-    /// Gives back what the answer doesn't need.
-    pub(super) fn of(mut self, answer_bytes: usize) -> PageShare {
+    /// Gives back what the answer doesn't need. A small answer needs nothing.
+    pub(super) fn of(mut self, answer_bytes: usize) -> Option<PageShare> {
+        if answer_bytes <= SMALL_ANSWER_BYTES {
+            return None;
+        }
         self.share.shrink(answer_bytes);
-        self.share
+        Some(self.share)
     }
 }
 

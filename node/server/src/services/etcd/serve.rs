@@ -4,13 +4,14 @@
 //! waits while its shard is moved, or while its group has no leader, until the request's time is over. Where a client's own deadline is shorter, the gRPC library drops the call.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use api::errors;
 use api::v1::ErrorDetail;
 use prometheus_client::metrics::histogram::Histogram;
 use prost::Message;
 use shardkv::GroupKind;
+use tokio::time::{Instant, timeout_at};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -34,8 +35,8 @@ use crate::services::unfetched::Unfetched;
 
 /// The pause between attempts while a shard is on its way here.
 pub(super) const ON_ITS_WAY_PAUSE: Duration = Duration::from_millis(20);
-/// Answers of other nodes up to this size need no share of the budget.
-const SMALL_ANSWER_BYTES: usize = 16 << 10;
+/// Answers up to this size need no share of the budget while the network takes them: it holds as much of any answer.
+pub(super) const SMALL_ANSWER_BYTES: usize = 16 << 10;
 
 /// The parts that all services for clients of etcd share.
 pub(crate) struct EtcdServices {
@@ -60,7 +61,7 @@ pub(crate) struct Call {
     /// True if the client asks that its stream ends when there is no leader.
     pub(crate) requires_leader: bool,
     /// The time of the call's arrival.
-    pub(crate) arrived: Instant,
+    pub(crate) arrived: std::time::Instant,
 }
 
 /// An answer that was made here, with its share of the budget of answers.
@@ -128,7 +129,7 @@ impl EtcdServices {
             authority: authority.map(|authority| authority.0.clone()),
             forbidden: is_forbidden(metadata),
             requires_leader: leader::is_required(metadata),
-            arrived: Instant::now(),
+            arrived: std::time::Instant::now(),
         })
     }
 
@@ -178,14 +179,14 @@ impl EtcdServices {
             }
             return self.elsewhere::<M>(call, request).await;
         }
+        let deadline = self.forwarder.deadline(call.arrived);
         if call.forbidden {
-            return M::here(self, call, request).await;
+            return self.here::<M>(call, request, deadline).await;
         }
-        let deadline = self.forwarder.deadline(call.arrived).into_std();
         let mut waiting = None;
         loop {
             // The clone shares the bytes.
-            let error = match M::here(self, call, request.clone()).await {
+            let error = match self.here::<M>(call, request.clone(), deadline).await {
                 Err(Failure::Node(error)) => error,
                 answer => return answer,
             };
@@ -204,6 +205,20 @@ impl EtcdServices {
             if self.lifecycle.unless_draining(pause).await.is_none() {
                 return Err(error.into());
             }
+        }
+    }
+
+    /// Answers a call here until its time is over, wherever it waits.
+    async fn here<M: Method>(
+        &self,
+        call: &Call,
+        request: M::Request,
+        deadline: Instant,
+    ) -> Result<Answered<M::Answer>, Failure> {
+        match timeout_at(deadline, M::here(self, call, request)).await {
+            Ok(answer) => answer,
+            // It may have been proposed.
+            Err(_) => Err(errors::outcome_unknown("").into()),
         }
     }
 
