@@ -248,3 +248,65 @@ impl Drop for Subscription {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use keyspace::{Event, KeyValue, KeyspaceId};
+    use types::ShardId;
+
+    use super::*;
+
+    fn change(id: u64, revision: i64) -> KeyspaceChange {
+        let kv = KeyValue {
+            value: vec![7; 1_000].into(),
+            mod_revision: revision,
+            ..KeyValue::default()
+        };
+        let event = Event {
+            kv,
+            deleted: false,
+            position: 0,
+        };
+        KeyspaceChange {
+            place: place(id),
+            revision,
+            effects: vec![keyspace::Effect::Changed(vec![event])],
+        }
+    }
+
+    fn place(id: u64) -> Place {
+        Place {
+            shard: ShardId(1),
+            id: KeyspaceId(id),
+        }
+    }
+
+    #[test]
+    fn feeds_drop_their_changes_in_turn_when_all_are_too_large() {
+        let mut feeds = Feeds::default();
+        for id in 1..=4 {
+            let followed = Arc::new(Followed::new(place(id), ConfigNum(0)));
+            let slot = Slot {
+                followed,
+                subscribers: 1,
+            };
+            feeds.followed.insert(place(id), slot);
+            feeds.note(&change(id, 2));
+        }
+        let kept = |feeds: &Feeds| -> Vec<u64> {
+            let full = feeds
+                .followed
+                .iter()
+                .filter(|(_, slot)| slot.followed.lock().bytes() > 0);
+            full.map(|(place, _)| place.id.0).collect()
+        };
+        let one = feeds.bytes / 4;
+        feeds.shrink(3 * one);
+        assert_eq!(kept(&feeds), [2, 3, 4]);
+        feeds.note(&change(1, 3));
+        feeds.shrink(3 * one);
+        assert_eq!(kept(&feeds), [1, 3, 4]);
+        feeds.shrink(0);
+        assert_eq!((kept(&feeds), feeds.bytes), (vec![], 0));
+    }
+}

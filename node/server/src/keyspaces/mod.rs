@@ -46,3 +46,6 @@ impl Followers {
         self.clearer.note(changes, term);
     }
 }
+
+#[cfg(test)]
+mod tests;

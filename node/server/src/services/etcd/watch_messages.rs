@@ -115,3 +115,74 @@ pub(super) fn fragments(answer: pb::WatchResponse) -> Vec<pb::WatchResponse> {
     fragments.push(part);
     fragments
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_without_a_key_begins_at_the_smallest() {
+        let span = |key: &'static [u8], end: &'static [u8]| {
+            let wire = pb::WatchCreateRequest {
+                key: Bytes::from_static(key),
+                range_end: Bytes::from_static(end),
+                ..pb::WatchCreateRequest::default()
+            };
+            create(wire).span
+        };
+        let zero = Bytes::from_static(&[0]);
+        assert_eq!(span(b"", b""), Span::Key(zero.clone()));
+        assert_eq!(span(b"", b"\0"), Span::From(zero));
+        assert_eq!(span(b"a", b"b"), Span::Range("a".into(), "b".into()));
+    }
+
+    #[test]
+    fn filters_are_told_apart() {
+        let wire = |filters| pb::WatchCreateRequest {
+            filters,
+            ..pb::WatchCreateRequest::default()
+        };
+        for (filters, expected) in [
+            (vec![], (false, false)),
+            (vec![0], (true, false)),
+            (vec![1], (false, true)),
+            (vec![1, 0, 7], (true, true)),
+        ] {
+            let watch = create(wire(filters));
+            assert_eq!((watch.no_put, watch.no_delete), expected);
+        }
+    }
+
+    #[test]
+    fn a_large_answer_is_split_between_events_and_only_the_last_part_is_the_end() {
+        let event = |size: usize| Event {
+            kv: KeyValue {
+                key: "k".into(),
+                value: vec![7; size].into(),
+                ..KeyValue::default()
+            },
+            deleted: false,
+            position: 0,
+        };
+        let header = pb::ResponseHeader::default();
+        let split = |sizes: &[usize]| {
+            let all = sizes.iter().map(|size| event(*size)).collect();
+            let parts = fragments(events(header, 3, all, Vec::new()));
+            let more: Vec<_> = parts.iter().map(|part| part.fragment).collect();
+            let counts: Vec<_> = parts.iter().map(|part| part.events.len()).collect();
+            assert!(parts.iter().all(|part| part.watch_id == 3));
+            assert!(
+                parts
+                    .iter()
+                    .all(|part| part.events.len() == 1 || part.encoded_len() < FRAGMENT_BYTES)
+            );
+            (counts, more)
+        };
+        assert_eq!(split(&[10, 10]), (vec![2], vec![false]));
+        assert_eq!(split(&[3 << 20]), (vec![1], vec![false]));
+        assert_eq!(
+            split(&[1 << 20, 1 << 20, 1 << 19, 3 << 20]),
+            (vec![1, 2, 1], vec![true, true, false])
+        );
+    }
+}
