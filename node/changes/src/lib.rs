@@ -9,6 +9,7 @@
 //! - [`Watches`] are the watches of one stream. They take batches from the feed, and pages of the past ([`read_page`]) where the
 //!   feed doesn't reach, and say which answer goes out next.
 //! - [`Timers`] are the leases of a leader: which lease expires when.
+//! - [`Compacting`] is automatic compaction: which revision goes when.
 //! - [`Clearing`] is what compaction and deletion have left: which keyspace has its next step when.
 //!
 //! # What it promises
@@ -22,6 +23,7 @@
 //! shards are served; the caller says so.
 
 mod clearing;
+mod compacting;
 mod feed;
 mod leases;
 mod page;
@@ -30,6 +32,7 @@ mod stream;
 mod watch;
 
 pub use clearing::{Clearing, Step as ClearingStep};
+pub use compacting::Compacting;
 pub use feed::{Batch, End, Feed, FeedLimits, Read};
 pub use leases::{Expiry, Remaining, Renewal, Timers};
 pub use page::{Page, PageLimits, read_page, read_previous};

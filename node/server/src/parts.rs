@@ -270,6 +270,7 @@ impl Parts {
             });
             tokio::spawn(Arc::clone(&tasks).load());
             tokio::spawn(Arc::clone(&tasks).clear());
+            tokio::spawn(Arc::clone(&tasks).compact());
             tokio::spawn(tasks.expire());
         }
         AllEtcdServices {

@@ -1,12 +1,12 @@
 //! The tasks of a leader for keyspaces. This one reads the leases, and what is to be cleared, of the shards that the group serves; others
-//! revoke leases that have expired ([`expiry`](super::expiry)), and clear ([`clearing`](super::clearing)).
+//! revoke leases that have expired ([`expiry`](super::expiry)), compact ([`compaction`](super::compaction)), and clear ([`clearing`](super::clearing)).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::v1::ErrorDetail;
-use keyspace::{Lease, LeaseId, Place};
+use keyspace::{AutoCompaction, Lease, LeaseId, Place};
 use raft::{StoreError, Term};
 use replica::PairReader;
 use shardkv::{KvError, Ownership, read_keyspaces};
@@ -21,17 +21,17 @@ use crate::routing::Routing;
 use crate::services::etcd::store::Keyspaces;
 
 /// The shards whose keyspaces are listed in one read.
-const SHARDS_OF_A_READ: usize = 256;
+pub(super) const SHARDS_OF_A_READ: usize = 256;
 /// The leases, and the keyspaces of a shard, of one read.
 const PAGE: usize = 1_000;
 /// The pause before a failed read is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The bounds of these reads: they are made one after the other.
+/// The bounds of these reads: each task makes one after the other.
 pub(crate) const READ_KIND: ReadKind = ReadKind {
     what: "reads of leases",
     max_running: 1,
-    max_admitted: 1,
+    max_admitted: 2,
 };
 
 /// The parts of the tasks.
@@ -45,11 +45,14 @@ pub(crate) struct LeaderTasks {
 }
 
 /// A keyspace that was listed.
-struct Listed {
-    place: Place,
+pub(super) struct Listed {
+    pub(super) place: Place,
     /// The configuration since which its shard is served.
     config: ConfigNum,
-    deleted: bool,
+    pub(super) deleted: bool,
+    pub(super) revision: i64,
+    pub(super) compacted: i64,
+    pub(super) auto_compaction: AutoCompaction,
     /// True if compaction or deletion has left something.
     leaves: bool,
 }
@@ -95,11 +98,11 @@ impl LeaderTasks {
         }
     }
 
-    async fn load_shards(
+    /// Lists the keyspaces of shards, deleted ones that are being cleared included.
+    pub(super) async fn list_shards(
         &self,
-        term: Term,
         shards: &[(ShardId, ConfigNum)],
-    ) -> Result<(), ErrorDetail> {
+    ) -> Result<Vec<Listed>, ErrorDetail> {
         let asked = shards.to_vec();
         let listed = self.readers.read(move |state| {
             let mut found = Vec::new();
@@ -110,7 +113,15 @@ impl LeaderTasks {
             }
             Ok(found)
         });
-        for listed in listed.await? {
+        listed.await
+    }
+
+    async fn load_shards(
+        &self,
+        term: Term,
+        shards: &[(ShardId, ConfigNum)],
+    ) -> Result<(), ErrorDetail> {
+        for listed in self.list_shards(shards).await? {
             let place = listed.place;
             if listed.leaves {
                 self.clearer.add(term, place);
@@ -150,9 +161,13 @@ fn missing<'a>(
     ownership: &'a Ownership,
     loaded: &'a BTreeMap<ShardId, ConfigNum>,
 ) -> impl Iterator<Item = (ShardId, ConfigNum)> + 'a {
+    served(ownership).filter(|(shard, _)| !loaded.contains_key(shard))
+}
+
+/// Returns the shards that are served, with the configuration since which they are.
+pub(super) fn served(ownership: &Ownership) -> impl Iterator<Item = (ShardId, ConfigNum)> + '_ {
     let shards = ownership.shards.keys().copied();
-    let served = shards.filter_map(|shard| Some((shard, ownership.served_since(shard)?)));
-    served.filter(|(shard, _)| !loaded.contains_key(shard))
+    shards.filter_map(|shard| Some((shard, ownership.served_since(shard)?)))
 }
 
 /// Returns the keyspaces of a shard, deleted ones that are being cleared included.
@@ -171,6 +186,9 @@ fn list(
             place: Place { shard, id },
             config,
             deleted: record.deleted,
+            revision: record.revision,
+            compacted: record.compacted,
+            auto_compaction: record.options.auto_compaction,
             leaves: record.deleted || record.clearing,
         }));
         if last {

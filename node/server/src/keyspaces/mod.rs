@@ -4,6 +4,7 @@
 //! whoever was answered finds the change in the feeds and timers.
 
 pub(crate) mod clearing;
+mod compaction;
 mod expiry;
 pub(crate) mod hub;
 pub(crate) mod leader_tasks;

@@ -90,7 +90,7 @@ impl Call for CreateKeyspaceRequest {
         let nonce = NonZeroU64::new(self.cluster_id);
         let action = Action::Create {
             name: name.clone(),
-            options: convert::options(self.options)?,
+            options: convert::options(self.options),
             nonce: nonce.ok_or_else(|| errors::bad_request("cluster_id", "it is 0"))?,
         };
         let outcome = keyspaces.propose(keyspaces.shard(name)?, action).await;
@@ -155,7 +155,7 @@ impl Call for SetKeyspaceOptionsRequest {
     }
 
     async fn here(self, keyspaces: &Keyspaces) -> Result<Keyspace, ErrorDetail> {
-        let write = Write::SetOptions(convert::options(self.options)?);
+        let write = Write::SetOptions(convert::options(self.options));
         let target = (&*self.name, self.cluster_id);
         let changed = change(keyspaces, target, write).await?;
         let found = find(keyspaces, &self.name, changed.record.cluster_id()).await?;

@@ -9,17 +9,20 @@ use types::{Gid, ShardId};
 use crate::services::etcd::status::Failure;
 
 /// Converts the options of a request. Options that are not set are the default.
-pub(super) fn options(wire: Option<v1::KeyspaceOptions>) -> Result<KeyspaceOptions, ErrorDetail> {
+pub(super) fn options(wire: Option<v1::KeyspaceOptions>) -> KeyspaceOptions {
     let mut options = KeyspaceOptions::default();
     let wire = wire.unwrap_or_default();
     if wire.quota_bytes != 0 {
         options.quota_bytes = wire.quota_bytes;
     }
-    if wire.auto_compaction.is_some() {
-        let why = "no node carries it out yet: leave it out, and let clients compact";
-        return Err(errors::bad_request("options.auto_compaction", why));
-    }
-    Ok(options)
+    options.auto_compaction = match wire.auto_compaction {
+        None => AutoCompaction::None,
+        Some(WireCompaction::RetentionSeconds(retention_secs)) => {
+            AutoCompaction::Periodic { retention_secs }
+        }
+        Some(WireCompaction::RetainedRevisions(retained)) => AutoCompaction::Revisions { retained },
+    };
+    options
 }
 
 /// Converts a keyspace of a shard that a group owns.
@@ -79,20 +82,28 @@ mod tests {
 
     #[test]
     fn options_that_are_not_set_are_the_default() {
-        assert_eq!(options(None), Ok(KeyspaceOptions::default()));
+        assert_eq!(options(None), KeyspaceOptions::default());
         let empty = v1::KeyspaceOptions::default();
-        assert_eq!(options(Some(empty)), Ok(KeyspaceOptions::default()));
+        assert_eq!(options(Some(empty)), KeyspaceOptions::default());
         let small = v1::KeyspaceOptions {
             quota_bytes: 7,
             auto_compaction: None,
         };
-        assert_eq!(options(Some(small)).unwrap().quota_bytes, 7);
+        assert_eq!(options(Some(small)).quota_bytes, 7);
         let kept = v1::KeyspaceOptions {
             auto_compaction: Some(WireCompaction::RetainedRevisions(9)),
             ..small
         };
-        let refused = options(Some(kept)).unwrap_err();
-        assert!(refused.message.contains("let clients compact"));
+        let retained = 9;
+        let kept = options(Some(kept)).auto_compaction;
+        assert_eq!(kept, AutoCompaction::Revisions { retained });
+        let retention_secs = 60;
+        let timed = v1::KeyspaceOptions {
+            auto_compaction: Some(WireCompaction::RetentionSeconds(retention_secs)),
+            ..small
+        };
+        let timed = options(Some(timed)).auto_compaction;
+        assert_eq!(timed, AutoCompaction::Periodic { retention_secs });
     }
 
     #[test]
