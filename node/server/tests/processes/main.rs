@@ -47,3 +47,4 @@ mod scans;
 mod shards;
 mod slow_links;
 mod storm;
+mod watches;

@@ -312,7 +312,7 @@ async fn sent_bytes(group: &Cluster) -> u64 {
 }
 
 /// Makes a node lead that no client of the test uses, kills it, waits for the next leader, and starts it again.
-async fn replace_leader(cluster: &mut Cluster) {
+pub(crate) async fn replace_leader(cluster: &mut Cluster) {
     const VICTIM: u16 = 1;
     let id = cluster.status(VICTIM).await.node_id;
     until("the victim leads", async || {
