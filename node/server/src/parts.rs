@@ -280,6 +280,19 @@ impl Parts {
         }
     }
 
+    /// Returns the limits of keyspaces' operations: the usual ones, unless the log's entries are so small that rows couldn't move.
+    fn keyspace_limits(&self) -> keyspace::Limits {
+        let usual = keyspace::Limits::default();
+        let entry = self.options.replica.max_entry_bytes;
+        let chunk = self.options.handoff.mover.chunk_bytes;
+        let most = shardkv::max_keyspace_operation_bytes(entry, chunk);
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        keyspace::Limits {
+            max_request_bytes: usual.max_request_bytes.min(most),
+            ..usual
+        }
+    }
+
     fn etcd_services(&self, state: &StateReads) -> Arc<EtcdServices> {
         let readers = |kind| {
             let seconds = self.metrics.keyspaces.state_read_seconds.clone();
@@ -291,7 +304,7 @@ impl Parts {
             readers: readers(store::READ_KIND),
             long_readers: readers(store::LONG_READ_KIND),
             known: Known::default(),
-            limits: keyspace::Limits::default(),
+            limits: self.keyspace_limits(),
         };
         let Options {
             keyspaces: names,

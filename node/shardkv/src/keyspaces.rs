@@ -11,7 +11,7 @@ use replica::{GroupKind, PairReader, StateReader};
 use types::ShardId;
 
 use crate::encoding::VERSION;
-use crate::journal::Rows;
+use crate::journal::{MAX_NAMED_ROW_BYTES, Rows};
 use crate::{KvError, query, records};
 
 /// The feature level from which on a group has keyspaces.
@@ -23,6 +23,9 @@ const _: () = assert!(
 
 /// The kind byte of an operation of a keyspace.
 pub(crate) const KIND: u8 = 96;
+
+/// An upper bound of a part's bytes beside keys and values.
+const PART_OVERHEAD_BYTES: usize = 1_024;
 
 const HEAD: [u8; 2] = [VERSION, KIND];
 
@@ -79,6 +82,17 @@ impl Collector {
             });
         }
     }
+}
+
+/// Returns the most bytes of an operation of a keyspace, so that its rows can move: a part or a chunk of a hand-off must fit into an
+/// entry of the log, whatever row it ends with. Escaping may double the bytes of a key in a stored row. A part has at most one such
+/// row, the key of the row that it follows, and the name under which a journal has it.
+pub fn max_keyspace_operation_bytes(max_entry_bytes: usize, chunk_bytes: u32) -> usize {
+    let named = max_entry_bytes
+        .saturating_sub(chunk_bytes as usize)
+        .saturating_sub(2 * MAX_NAMED_ROW_BYTES);
+    let longest = max_entry_bytes.saturating_sub(MAX_NAMED_ROW_BYTES) / 4;
+    named.min(longest).saturating_sub(PART_OVERHEAD_BYTES)
 }
 
 /// Encodes an operation of a keyspace for a proposal.

@@ -194,6 +194,24 @@ fn rows_with_the_longest_keys_fit_into_chunks() {
     assert!(longest < 2 * long + 1_000, "{longest}");
 }
 
+/// Rows of the largest operations move, whatever keys clients chose, in entries of every size.
+#[test]
+fn rows_of_the_largest_operations_fit_into_entries() {
+    for (entry, chunk) in [
+        (8 << 20, 512 << 10),
+        (2 << 20, 512 << 10),
+        (1 << 20, 900 << 10),
+    ] {
+        let most = crate::max_keyspace_operation_bytes(entry, chunk);
+        let usual = keyspace::Limits::default().max_request_bytes as usize;
+        assert!(entry < 8 << 20 || most > usual, "{most}");
+        let rows: Vec<Bytes> = (0..3).map(|n| vec![n; 2 * most].into()).collect();
+        let state = with_rows(state(3, 3), &rows);
+        let (_, longest) = chunks_with_rows(&state, chunk as usize, &rows);
+        assert!(longest <= entry, "{longest} of {entry}");
+    }
+}
+
 /// Groups of older versions take what has no rows of keyspaces.
 #[test]
 fn chunks_without_rows_are_encoded_as_ever() {

@@ -176,6 +176,60 @@ fn rows_are_read_by_their_names() {
     assert_eq!(pages(&state, 1).0, [1, 1, 0]);
 }
 
+/// A page of rows with long values and of rows with long keys fits into an entry, whatever else it has.
+#[test]
+fn pages_with_the_largest_rows_fit_into_entries() {
+    let (entry, chunk) = (1 << 20, 600_000);
+    let most = crate::max_keyspace_operation_bytes(entry, 600_000);
+    let prefix = vec![9; MAX_NAMED_ROW_BYTES];
+    let long = |n: u8| [&prefix[..], &vec![n; 2 * most - MAX_NAMED_ROW_BYTES][..]].concat();
+    let mut state = state(
+        0,
+        [Name::Row(b"a"), Name::Row(b"b"), Name::Rows(&prefix)].into_iter(),
+    );
+    let mut batch = WriteBatch::default();
+    for key in [b"a", b"b"] {
+        batch.put(Table::Data, keys::row(SHARD, key), vec![7; most].into());
+    }
+    for n in 0..3 {
+        batch.put(Table::Data, keys::row(SHARD, &long(n)), Bytes::new());
+    }
+    state.commit(batch, Applied::default()).unwrap();
+    let mut after = Some(Position::default());
+    let mut rows = 0;
+    while let Some(from) = after {
+        let mut page = Page {
+            state: &state,
+            shard: SHARD,
+            generation: 1,
+            room: chunk,
+            changes: Vec::new(),
+            bugs: Bugs::default(),
+        };
+        after = page.read(&from).unwrap().unwrap();
+        let cursor = |after| CopyCursor::Page {
+            generation: 1,
+            after,
+        };
+        let is_row = |change: &&RowChange| matches!(change, RowChange::Row(..));
+        rows += page.changes.iter().filter(is_row).count();
+        let part = Part {
+            shard: SHARD,
+            copy: crate::CopyId {
+                since: types::ConfigNum(1),
+                journal: raft::Index(1),
+            },
+            after: cursor(from),
+            changes: page.changes,
+            next: PartNext::At(after.clone().map_or(CopyCursor::page(2), cursor)),
+        };
+        let bytes = part.encode().len();
+        assert!(bytes <= entry, "{bytes} of {entry}");
+        assert_eq!(Part::decode(part.encode()), Ok(part));
+    }
+    assert_eq!(rows, 5);
+}
+
 /// Names are read in batches, which the generation may fill exactly.
 #[test]
 fn no_name_is_lost_between_two_reads() {
