@@ -23,8 +23,6 @@ BENCH_SECONDS ?= 5
 MOVE_SIZES ?= 1MB,100MB,1GB
 # Random histories of `make test-etcd`.
 HISTORIES ?= 4
-# Services of etcd that `make etcd-diff` leaves out.
-WITHOUT ?= lease,watch
 # Outages of each test of `make test-power`, and the seed that draws them.
 OUTAGES ?= 100
 SEED ?= 1
@@ -80,9 +78,9 @@ test-etcd: deps ## Compare keyspaces with a real etcd, every answer and event of
 	@. deploy/kube/lib.sh && cd .ci/etcd && ETCD="$$cache/bin/etcd" go test -count=1 ./...
 
 .PHONY: etcd-diff
-etcd-diff: build ## Send the same random calls to a real etcd and to a keyspace, and compare each answer and error (SEEDS=0..20: a minute)
+etcd-diff: build ## Send the same random calls to a real etcd and to a keyspace, and compare each answer, error and event (SEEDS=0..20: two minutes)
 	deploy/kube/build etcd
-	@. deploy/kube/lib.sh && cd .ci/etcd && go run ./diff -etcd "$$cache/bin/etcd" -bin "$(abspath $(bin))" -without "$(WITHOUT)" -seeds "$(ETCD_SEEDS)"
+	@. deploy/kube/lib.sh && cd .ci/etcd && go run ./diff -etcd "$$cache/bin/etcd" -bin "$(abspath $(bin))" -seeds "$(ETCD_SEEDS)"
 
 .PHONY: bench-etcd
 bench-etcd: build ## Measure a keyspace and a real etcd with the same load, three members each (ARGS: -seconds 5 -rounds 2 -only put)
@@ -90,7 +88,8 @@ bench-etcd: build ## Measure a keyspace and a real etcd with the same load, thre
 	@. deploy/kube/lib.sh && cd .ci/etcd && go run ./load -etcd "$$cache/bin/etcd" -bin "$(abspath $(bin))" $(ARGS)
 
 .PHONY: test-keyspaces
-test-keyspaces: ## Hold keyspaces of real nodes against a real etcd, for eight seeds
+test-keyspaces: build ## Use keyspaces of real nodes by etcd's own client, and hold them against a real etcd for eight seeds
+	cd .ci/etcd && SHARDKV_BIN="$(abspath $(bin))" go test -count=1 ./clients
 	@$(MAKE) etcd-diff SEEDS=0..8
 
 .PHONY: test-sim

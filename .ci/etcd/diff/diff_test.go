@@ -145,7 +145,7 @@ func compareFaulty(program string, seed uint64, options ...grpc.DialOption) erro
 		side.conn, err = grpc.NewClient(side.conn.CanonicalTarget(), options...)
 		return side, stop, err
 	}
-	_, err = compare(program, stores, seed, 300, nil)
+	_, err = compare(program, stores, seed, 300)
 	return err
 }
 

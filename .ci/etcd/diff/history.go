@@ -24,8 +24,6 @@ type history struct {
 	// The live watches of each open stream, in the order of the streams.
 	live   [][]int64
 	counts counts
-	// Services that are left out, because they are not served.
-	without []string
 }
 
 // counts is what a history consisted of.
@@ -57,12 +55,7 @@ func (h *history) run(steps int) error {
 func (h *history) step() error {
 	s := h.source
 	lease := pick(s, leases)
-	n := s.IntN(100)
-	switch {
-	case n >= 71 && n < 83 && slices.Contains(h.without, "lease"):
-		return nil
-	case n >= 83 && slices.Contains(h.without, "watch"):
-		return nil
+	switch n := s.IntN(100); {
 	case n < 20:
 		return h.call("Range", s.rangeRequest())
 	case n < 25:
@@ -175,9 +168,6 @@ func (h *history) readAll() error {
 		if err := h.call("Range", all); err != nil {
 			return err
 		}
-	}
-	if slices.Contains(h.without, "lease") {
-		return nil
 	}
 	return h.call("LeaseLeases", &pb.LeaseLeasesRequest{})
 }

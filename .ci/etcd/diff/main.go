@@ -13,7 +13,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"shardkv.dev/ci/etcd/process"
@@ -23,7 +22,6 @@ func main() {
 	etcd := flag.String("etcd", "", "the program etcd")
 	bin := flag.String("bin", "", "the folder of shardkv and shardkv-node; without it a second etcd is compared")
 	seeds := flag.String("seeds", "0..20", "the seeds of the histories: from the first up to the last, without it")
-	without := flag.String("without", "", "services to leave out: lease, watch")
 	steps := flag.Int("steps", 400, "the steps of a history")
 	flag.Parse()
 	var first, end uint64
@@ -31,13 +29,13 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := run(*etcd, *bin, first, end, *steps, strings.Split(*without, ",")); err != nil {
+	if err := run(*etcd, *bin, first, end, *steps); err != nil {
 		fmt.Fprintln(os.Stderr, "etcd-diff:", err)
 		os.Exit(1)
 	}
 }
 
-func run(etcd, bin string, first, end uint64, steps int, without []string) error {
+func run(etcd, bin string, first, end uint64, steps int) error {
 	started := time.Now()
 	stores, err := newStores(etcd, bin)
 	if err != nil {
@@ -46,7 +44,7 @@ func run(etcd, bin string, first, end uint64, steps int, without []string) error
 	defer stores.stop()
 	var total counts
 	for seed := first; seed < end; seed++ {
-		counted, err := compare(etcd, stores, seed, steps, without)
+		counted, err := compare(etcd, stores, seed, steps)
 		if err != nil {
 			return fmt.Errorf("seed %d, after %d calls: %w\n  again: make etcd-diff SEEDS=%d..%d", seed, counted.calls, err, seed, seed+1)
 		}
@@ -58,7 +56,7 @@ func run(etcd, bin string, first, end uint64, steps int, without []string) error
 }
 
 // compare makes one history against a fresh etcd and a fresh store.
-func compare(program string, stores *stores, seed uint64, steps int, without []string) (counts, error) {
+func compare(program string, stores *stores, seed uint64, steps int) (counts, error) {
 	etcd, err := process.Etcd(program)
 	if err != nil {
 		return counts{}, err
@@ -75,7 +73,7 @@ func compare(program string, stores *stores, seed uint64, steps int, without []s
 	}
 	defer stop()
 	defer store.conn.Close()
-	history := history{source: newSource(seed), sides: [2]*side{reference, store}, without: without}
+	history := history{source: newSource(seed), sides: [2]*side{reference, store}}
 	err = history.run(steps)
 	return history.counts, err
 }
