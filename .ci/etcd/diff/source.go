@@ -114,6 +114,10 @@ func (s *source) streamRequest() *pb.RangeRequest {
 		request.MinModRevision, request.MaxModRevision = 0, 0
 		request.MinCreateRevision, request.MaxCreateRevision = 0, 0
 	}
+	if request.SortOrder == pb.RangeRequest_NONE && request.SortTarget <= pb.RangeRequest_VALUE {
+		// etcd sorts each part of such a stream and continues behind its last pair, so it loses pairs and counts too few.
+		request.SortTarget = pb.RangeRequest_KEY
+	}
 	return request
 }
 

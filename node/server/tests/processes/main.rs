@@ -36,6 +36,7 @@ mod controllers;
 mod disks;
 mod faults;
 mod joins;
+mod keyspace_admin;
 mod keyspace_faults;
 mod keyspaces;
 mod lifecycle;
