@@ -88,6 +88,11 @@ pub fn client(cluster: &Cluster) -> String {
     format!("{}-client", base(cluster))
 }
 
+/// Returns the full names of the services that lead to a part's pods, without the domain of the Kubernetes cluster.
+pub(super) fn services(cluster: &Cluster, of: Component) -> [String; 2] {
+    [client(cluster), part(cluster, of)].map(|name| format!("{name}.{}.svc", cluster.namespace))
+}
+
 /// Returns the name of the pods' service account and network policy.
 pub fn node(cluster: &Cluster) -> String {
     format!("{}-node", base(cluster))

@@ -292,6 +292,8 @@ fn environment(cluster: &Cluster, part: Component) -> Vec<EnvVar> {
         set("LOG_FORMAT", "json".to_owned()),
         set("PEERS", names::addresses(cluster, part).join(",")),
         set("SHARDS", cluster.shards.to_string()),
+        // A client of etcd that dials one of these means no keyspace by it.
+        set("SERVICE_NAMES", names::services(cluster, part).join(",")),
     ];
     match part {
         Component::Controller => variables.push(set("ROLE", "controller".to_owned())),
