@@ -294,12 +294,17 @@ async fn an_orderly_stop_fails_no_call_that_leaves_a_plain_client() {
     drop(balancer);
 }
 
-/// Returns true if a call didn't leave the client, because the connection that it was queued for ended first.
+/// Returns true if no server has seen a call, because the connection that it was for ended first: the call was still queued, or the
+/// server had said that it takes no more (GOAWAY without an error), which by the protocol concerns only streams that it never saw.
 fn never_left(status: &tonic::Status) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
     while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<hyper::Error>() {
-            return error.is_canceled();
+        let queued = error.downcast_ref().is_some_and(hyper::Error::is_canceled);
+        let unseen = error.downcast_ref().is_some_and(|error: &h2::Error| {
+            error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+        });
+        if queued || unseen {
+            return true;
         }
         cause = error.source();
     }
