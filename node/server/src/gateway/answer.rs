@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 use super::frames::{Frames, framed};
 use super::routes::Method;
 use super::{Grpc, json};
+use crate::services::unfetched::Unfetched;
 
 /// The most bytes of JSON of one message. The largest request of etcd has 1.5 MiB, which base64 makes a third longer.
 const MAX_JSON_BYTES: usize = 4 << 20;
@@ -34,14 +35,20 @@ pub(super) async fn one<S: Grpc>(
         Err(status) => return Ok(refusal(&status)),
     };
     let body = Body::new(http_body_util::Full::new(framed(&message)));
-    let response = inner.call(grpc_request(&method, &head, body)).await?;
-    Ok(match only(Frames::new(response)).await {
-        Ok(message) => match json::write(method.answer(), message) {
+    let mut response = inner.call(grpc_request(&method, &head, body)).await?;
+    // What the answer has taken of a budget is given back when the network has taken the JSON.
+    let unfetched = response.extensions_mut().remove::<Arc<Unfetched>>();
+    let mut answer = match only(Frames::new(response)).await {
+        Ok(message) => match json::write_apart(method.answer(), message).await {
             Ok(text) => json_response(StatusCode::OK, text),
-            Err(error) => refusal(&Status::internal(error)),
+            Err(error) => refusal(&Status::resource_exhausted(error)),
         },
         Err(status) => refusal(&status),
-    })
+    };
+    if let Some(unfetched) = unfetched {
+        answer.extensions_mut().insert(unfetched);
+    }
+    Ok(answer)
 }
 
 /// Calls a method that has one request and one answer, both encoded.
@@ -94,12 +101,15 @@ async fn next_line(answers: Option<Answers>) -> Option<(Bytes, Option<Answers>)>
         let error = (status.code() != Code::Ok).then(|| stream_error(&status))?;
         return Some((line(error), None));
     };
-    match json::write(method.answer(), message) {
+    match json::write_apart(method.answer(), message).await {
         Ok(text) => {
             let text = [b"{\"result\":", text.as_slice(), b"}"].concat();
             Some((line(text), Some((frames, method, wrong))))
         }
-        Err(error) => Some((line(stream_error(&Status::internal(error))), None)),
+        Err(error) => {
+            let status = Status::resource_exhausted(error);
+            Some((line(stream_error(&status)), None))
+        }
     }
 }
 
@@ -129,6 +139,7 @@ struct Reading {
     method: Method,
     body: Body,
     text: BytesMut,
+    objects: json::Objects,
     wrong: Wrong,
 }
 
@@ -138,6 +149,7 @@ fn requests(method: Method, body: Body, wrong: Wrong) -> Body {
         method,
         body,
         text: BytesMut::new(),
+        objects: json::Objects::default(),
         wrong,
     };
     let frames = stream::unfold(Some(reading), |reading| async {
@@ -157,7 +169,7 @@ impl Reading {
     /// Returns the next message; `None` at the end of the body.
     async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
-            if let Some(length) = json::first_value(&self.text).map_err(|error| bad(&error))? {
+            if let Some(length) = self.objects.end(&self.text) {
                 let value = self.text.split_to(length);
                 let message = json::read(self.method.request(), &value);
                 return message.map(Some).map_err(|error| bad(&error));

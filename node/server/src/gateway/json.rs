@@ -6,6 +6,12 @@ use prost::Message as _;
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use serde_json::Deserializer;
 
+/// A message up to this size is converted at once. A larger one would hold up the thread of the network, which also carries what
+/// the members of the group tell each other.
+const SMALL_BYTES: usize = 64 << 10;
+/// The largest message that is written.
+const MAX_WRITTEN_BYTES: usize = 16 << 20;
+
 /// Reads the first JSON value of `text` as a message, and returns the message encoded, and the rest of the text. Nothing but space
 /// is the empty message.
 pub(super) fn read(of: MessageDescriptor, text: &[u8]) -> Result<Bytes, serde_json::Error> {
@@ -18,15 +24,56 @@ pub(super) fn read(of: MessageDescriptor, text: &[u8]) -> Result<Bytes, serde_js
     Ok(message.encode_to_vec().into())
 }
 
-/// Returns the length of the first JSON value of `text`, with the space before it; `None` if it isn't whole yet.
-pub(super) fn first_value(text: &[u8]) -> Result<Option<usize>, serde_json::Error> {
-    let mut values = Deserializer::from_slice(text).into_iter::<serde::de::IgnoredAny>();
-    match values.next() {
-        Some(Ok(_)) => Ok(Some(values.byte_offset())),
-        Some(Err(error)) if error.is_eof() => Ok(None),
-        Some(Err(error)) => Err(error),
-        None => Ok(None),
+/// Finds the ends of JSON objects in a text that arrives in pieces. It looks at each byte once.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    /// The bytes that were looked at.
+    seen: usize,
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+}
+
+impl Objects {
+    /// Returns the length of the text up to the end of its first object; `None` if that isn't there yet. A text that begins with
+    /// something else ends at once, so that reading it finds the fault. After an end the text begins anew.
+    pub(super) fn end(&mut self, text: &[u8]) -> Option<usize> {
+        let rest = text.get(self.seen..).unwrap_or_default();
+        for byte in rest {
+            self.seen += 1;
+            if self.escaped {
+                self.escaped = false;
+                continue;
+            }
+            match byte {
+                b'\\' if self.in_string => self.escaped = true,
+                b'"' if self.depth > 0 => self.in_string = !self.in_string,
+                b'{' if !self.in_string => self.depth += 1,
+                b'}' if !self.in_string && self.depth > 1 => self.depth -= 1,
+                b'}' if !self.in_string => return Some(std::mem::take(self).seen),
+                byte if self.depth == 0 && !byte.is_ascii_whitespace() => {
+                    return Some(std::mem::take(self).seen);
+                }
+                _ => {}
+            }
+        }
+        None
     }
+}
+
+/// Writes an encoded message as JSON, on another thread if it is large.
+pub(super) async fn write_apart(of: MessageDescriptor, message: Bytes) -> Result<Vec<u8>, String> {
+    if message.len() > MAX_WRITTEN_BYTES {
+        return Err(format!(
+            "the answer has {} bytes, and at most {MAX_WRITTEN_BYTES} are told in JSON: ask for less, or by gRPC",
+            message.len()
+        ));
+    }
+    if message.len() <= SMALL_BYTES {
+        return write(of, message);
+    }
+    let written = tokio::task::spawn_blocking(move || write(of, message)).await;
+    written.map_err(|error| error.to_string())?
 }
 
 /// Writes an encoded message as JSON.
@@ -109,18 +156,30 @@ mod tests {
     }
 
     #[test]
-    fn values_in_a_row_are_told_apart() {
+    fn objects_in_a_row_are_told_apart_however_they_arrive() {
         for (text, expected) in [
-            ("", Some(None)),
-            (" ", Some(None)),
-            ("{", Some(None)),
-            (r#"{"a":"}"#, Some(None)),
-            (r#" {"a":"}"}{"#, Some(Some(10))),
-            ("{}\n{}", Some(Some(2))),
-            ("}", None),
+            ("", None),
+            (" ", None),
+            ("{", None),
+            (r#"{"a":"}"#, None),
+            (r#"{"a":"\"}"#, None),
+            (r#" {"a":"}"}{"#, Some(10)),
+            (r#"{"a":"\"}","b":{}}{"#, Some(18)),
+            ("{}\n{}", Some(2)),
+            ("}", Some(1)),
+            ("[]", Some(1)),
         ] {
-            let first = first_value(text.as_bytes()).ok();
-            assert_eq!(first, expected, "{text}");
+            for pieces in [1, 3, text.len().max(1)] {
+                let mut objects = Objects::default();
+                let ends = (1..=text.len()).filter(|end| end % pieces == 0 || *end == text.len());
+                let found = ends
+                    .into_iter()
+                    .find_map(|end| objects.end(&text.as_bytes()[..end]));
+                assert_eq!(found, expected, "{text} by {pieces}");
+            }
         }
+        let mut objects = Objects::default();
+        assert_eq!(objects.end(b"{} {}"), Some(2));
+        assert_eq!(objects.end(b" {}"), Some(3), "it begins anew");
     }
 }
