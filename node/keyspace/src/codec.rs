@@ -2,6 +2,8 @@
 
 mod txn;
 
+use std::num::NonZeroU64;
+
 use bytes::Bytes;
 use raft::Term;
 use types::{ConfigNum, DecodeError, Reader, ShardId, Writer};
@@ -35,6 +37,7 @@ impl Operation {
         let mut out = Writer::default();
         out.byte(VERSION).byte(kind(&self.action));
         out.number(self.shard.0.into());
+        out.number(self.cluster_id.map_or(0, NonZeroU64::get));
         self.limits.encode(&mut out);
         match &self.action {
             Action::Create {
@@ -71,6 +74,7 @@ impl Operation {
         }
         let kind = input.byte("operation kind")?;
         let shard = ShardId(input.number_u32("shard")?);
+        let cluster_id = NonZeroU64::new(input.number("cluster id")?);
         let limits = Limits::decode(&mut input)?;
         let action = if kind == CREATE {
             let name = String::from_utf8(input.bytes("name")?.to_vec());
@@ -86,6 +90,7 @@ impl Operation {
         input.finish()?;
         Ok(Self {
             shard,
+            cluster_id,
             limits,
             action,
         })

@@ -1,5 +1,7 @@
 //! The state machine: applies the operations of the log to the store.
 
+use std::num::NonZeroU64;
+
 use bytes::Bytes;
 use raft::{StoreError, Term};
 use types::ConfigNum;
@@ -36,6 +38,7 @@ pub fn apply(entry: Bytes, at: Applying, store: &mut dyn Store) -> Result<Outcom
     };
     let Operation {
         shard,
+        cluster_id,
         limits,
         action,
     } = operation;
@@ -59,21 +62,32 @@ pub fn apply(entry: Bytes, at: Applying, store: &mut dyn Store) -> Result<Outcom
         }
         Action::In(id, write) => {
             let place = Place { shard, id };
-            apply_write(place, &write, &limits, at, store)
+            let Some(record) = read_meant(store, place, cluster_id)? else {
+                return Ok(Outcome::refused(Refusal::KeyspaceNotFound, Some(place)));
+            };
+            apply_write(place, record, &write, &limits, at, store)
         }
     }
 }
 
+/// Reads the record of a keyspace, if it is the one that is meant.
+fn read_meant(
+    store: &dyn Store,
+    place: Place,
+    cluster_id: Option<NonZeroU64>,
+) -> Result<Option<Record>, StoreError> {
+    let record = read_record(store, place)?;
+    Ok(record.filter(|record| cluster_id.is_none_or(|id| id.get() == record.cluster_id())))
+}
+
 fn apply_write(
     place: Place,
+    mut record: Record,
     write: &Write,
     limits: &Limits,
     at: Applying,
     store: &mut dyn Store,
 ) -> Result<Outcome, StoreError> {
-    let Some(mut record) = read_record(store, place)? else {
-        return Ok(Outcome::refused(Refusal::KeyspaceNotFound, Some(place)));
-    };
     // Clearing goes on after the deletion.
     if record.deleted && *write != Write::Clear {
         return Ok(Outcome::refused(Refusal::KeyspaceNotFound, Some(place)));

@@ -16,6 +16,9 @@ use crate::{
 pub struct Operation {
     /// The shard.
     pub shard: ShardId,
+    /// The cluster id of the keyspace that is meant, so that an id of before a shard was lost never means another keyspace; `None`
+    /// for any, as steps of the leader and creations have.
+    pub cluster_id: Option<NonZeroU64>,
     /// The limits.
     pub limits: Limits,
     /// The action.

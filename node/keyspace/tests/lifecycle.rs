@@ -249,6 +249,7 @@ fn no_two_incarnations_have_one_cluster_id() {
     assert!(third != first && third != second);
     // Clients take 0 for none.
     let operation = Operation {
+        cluster_id: None,
         shard: keyspace.place.shard,
         limits: keyspace.limits,
         action: Action::Create {
@@ -445,6 +446,7 @@ fn clearing_of_a_deleted_keyspace_goes_on_where_it_stopped() {
         met: Cell::new(0),
     };
     let clear = Operation {
+        cluster_id: None,
         shard: keyspace.place.shard,
         limits: Limits {
             max_clear_rows: 2,
@@ -459,4 +461,30 @@ fn clearing_of_a_deleted_keyspace_goes_on_where_it_stopped() {
     }
     assert_eq!(rows_of_shard(&store.rows, SHARD).len(), 1);
     assert_eq!(store.met.get(), 0);
+}
+
+/// After a shard was lost, ids begin anew. Who remembers an id of before must not reach the keyspace that has it now.
+#[test]
+fn a_write_that_names_a_cluster_id_reaches_that_keyspace_only() {
+    let mut keyspace = fresh();
+    let own = NonZeroU64::new(keyspace.record().cluster_id());
+    let other = own.and_then(|id| id.checked_add(1));
+    let write = |cluster_id| Operation {
+        shard: SHARD,
+        cluster_id,
+        limits: Limits::default(),
+        action: Action::In(keyspace.place.id, Write::Put(put("a", ""))),
+    };
+    let (mut revision, writes) = (1, [None, own, other].map(|id| (id, write(id))));
+    for (cluster_id, operation) in writes {
+        let encoded = operation.encode();
+        assert_eq!(Operation::decode(encoded.clone()), Ok(operation));
+        let outcome = keyspace::apply(encoded, APPLYING, &mut keyspace.store).unwrap();
+        if cluster_id == other {
+            assert_eq!(outcome.answer, Err(Refusal::KeyspaceNotFound));
+        } else {
+            revision += 1;
+        }
+        assert_eq!(keyspace.record().revision, revision);
+    }
 }

@@ -254,6 +254,7 @@ fn a_request_is_as_large_as_the_limit() {
     let mut keyspace = fresh();
     let write = Write::Put(put("a", "0123456789"));
     let operation = keyspace::Operation {
+        cluster_id: None,
         shard: keyspace.place.shard,
         limits: Limits {
             max_request_bytes: 100,

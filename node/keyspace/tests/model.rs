@@ -258,6 +258,7 @@ fn no_bytes_panic() {
     let mut applied = 0;
     for round in 0..6_000 {
         let operation = Operation {
+            cluster_id: None,
             shard: keyspace.place.shard,
             limits: Limits::default(),
             action: Action::In(keyspace.place.id, source.write(3)),

@@ -31,6 +31,8 @@ pub(crate) struct Admission {
     pub(crate) points: PageBudget,
     /// The budget of answers to ranges of keyspaces.
     pub(crate) ranges: PageBudget,
+    /// The budget of pairs in the answers to writes to keyspaces.
+    pub(crate) write_answers: PageBudget,
     /// The budget of answers of other nodes about keyspaces.
     pub(crate) relayed_ranges: PageBudget,
     /// The most bytes of the answer to one range.
@@ -60,6 +62,7 @@ impl Admission {
             merged_pages: PageBudget::new(limits.max_scan_bytes, patience),
             points: PageBudget::new(limits.max_keyspace_read_bytes / 4, patience),
             ranges: PageBudget::new(limits.max_keyspace_read_bytes, patience),
+            write_answers: PageBudget::new(limits.max_keyspace_read_bytes, patience),
             relayed_ranges: PageBudget::new(limits.max_keyspace_read_bytes, patience),
             max_range_bytes: limits.max_keyspace_read_bytes / 2,
             page_window_bytes: page_window_bytes(limits),

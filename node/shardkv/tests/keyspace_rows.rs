@@ -30,6 +30,7 @@ fn step(replica: &mut Replica, level: u32, step: &Step) -> Response {
 /// Creates a keyspace, which has three rows.
 fn create(replica: &mut Replica, shard: ShardId) -> Response {
     let operation = keyspace::Operation {
+        cluster_id: None,
         shard,
         limits: keyspace::Limits::default(),
         action: keyspace::Action::Create {

@@ -147,6 +147,7 @@ impl<S: StateStore> Replica<S> {
 
 fn encoded(action: Action) -> Bytes {
     encode_keyspace_operation(&Operation {
+        cluster_id: None,
         shard: SHARD,
         // More than the default, to see what larger limits would cost.
         limits: Limits {

@@ -70,6 +70,7 @@ impl World {
     pub fn new() -> Self {
         let mut store = MemoryStore::default();
         let create = Operation {
+            cluster_id: None,
             shard: ShardId(3),
             limits: Limits::default(),
             action: Action::Create {
@@ -93,6 +94,7 @@ impl World {
     /// Applies a write. The feed hears of it later.
     pub fn write(&mut self, write: Write) -> Outcome {
         let operation = Operation {
+            cluster_id: None,
             shard: self.place.shard,
             limits: Limits::default(),
             action: Action::In(self.place.id, write),

@@ -111,6 +111,7 @@ impl Keyspace {
 
     pub fn apply(&mut self, action: Action) -> Outcome {
         let operation = Operation {
+            cluster_id: None,
             shard: self.place.shard,
             limits: self.limits,
             action,

@@ -120,6 +120,7 @@ impl Operation {
 
     fn of_keyspace(action: Action) -> Self {
         let operation = keyspace::Operation {
+            cluster_id: None,
             shard: SHARD,
             limits: Limits::default(),
             action,

@@ -23,6 +23,7 @@ const PLACE: Place = Place {
 
 fn operation(shard: ShardId, action: Action) -> Bytes {
     encode_keyspace_operation(&Operation {
+        cluster_id: None,
         shard,
         limits: Limits::default(),
         action,

@@ -36,6 +36,7 @@ impl KeyspaceClient {
         }
         let write = self.draw_write(revision);
         let operation = self.name(Operation {
+            cluster_id: None,
             shard: place.shard,
             limits: Limits::default(),
             action: Action::In(place.id, write),
@@ -47,6 +48,7 @@ impl KeyspaceClient {
         let shard = shard_of(format!("{{{name}}}").as_bytes(), context.shards);
         let nonce = NonZeroU64::MIN.saturating_add(self.rng.below(1 << 40));
         let operation = self.name(Operation {
+            cluster_id: None,
             shard,
             limits: Limits::default(),
             action: Action::Create {

@@ -69,6 +69,45 @@ impl Kv for KvService {
     }
 }
 
+/// The most bytes of pairs in the answer to one write ([`keyspace::Limits::max_write_bytes`]).
+const MAX_WRITE_ANSWER_BYTES: usize = 16 << 20;
+
+/// Returns the most bytes of pairs in the answer to a put.
+fn pairs_of_put(request: &pb::PutRequest) -> usize {
+    if request.prev_kv {
+        ranges::POINT_BYTES
+    } else {
+        0
+    }
+}
+
+fn pairs_of_delete(request: &pb::DeleteRangeRequest) -> usize {
+    match (request.prev_kv, request.range_end.is_empty()) {
+        (false, _) => 0,
+        (true, true) => ranges::POINT_BYTES,
+        (true, false) => MAX_WRITE_ANSWER_BYTES,
+    }
+}
+
+/// Only one of the two lists is carried out.
+fn pairs_of_txn(request: &pb::TxnRequest) -> usize {
+    let of = |ops: &[pb::RequestOp]| ops.iter().map(pairs_of_op).fold(0, usize::saturating_add);
+    of(&request.success).max(of(&request.failure))
+}
+
+fn pairs_of_op(op: &pb::RequestOp) -> usize {
+    use pb::request_op::Request;
+    match &op.request {
+        Some(Request::RequestRange(range)) if range.count_only => 0,
+        Some(Request::RequestRange(range)) if range.range_end.is_empty() => ranges::POINT_BYTES,
+        Some(Request::RequestRange(_)) => MAX_WRITE_ANSWER_BYTES,
+        Some(Request::RequestPut(put)) => pairs_of_put(put),
+        Some(Request::RequestDeleteRange(delete)) => pairs_of_delete(delete),
+        Some(Request::RequestTxn(txn)) => pairs_of_txn(txn),
+        None => 0,
+    }
+}
+
 pub(super) fn client(channel: Channel) -> KvClient<Channel> {
     // The node that is asked bounds its answers.
     KvClient::new(channel).max_decoding_message_size(usize::MAX)
@@ -140,6 +179,10 @@ impl Method for PutMethod {
         Repeat::Never
     }
 
+    fn most_answer_bytes(request: &Self::Request) -> usize {
+        pairs_of_put(request)
+    }
+
     fn latency(metrics: &Metrics) -> &Histogram {
         &metrics.keyspaces.write_seconds
     }
@@ -177,6 +220,10 @@ impl Method for DeleteRangeMethod {
 
     fn repeat(_: &Self::Request) -> Repeat {
         Repeat::Never
+    }
+
+    fn most_answer_bytes(request: &Self::Request) -> usize {
+        pairs_of_delete(request)
     }
 
     fn latency(metrics: &Metrics) -> &Histogram {
@@ -278,6 +325,13 @@ impl Method for TxnMethod {
         }
     }
 
+    fn most_answer_bytes(request: &Self::Request) -> usize {
+        if is_read_only(request) {
+            return 0;
+        }
+        pairs_of_txn(request).min(MAX_WRITE_ANSWER_BYTES)
+    }
+
     fn latency(metrics: &Metrics) -> &Histogram {
         &metrics.keyspaces.write_seconds
     }
@@ -358,6 +412,57 @@ mod tests {
     use pb::request_op::Request as Wire;
 
     use super::*;
+
+    #[test]
+    fn a_write_takes_room_for_the_pairs_that_it_may_return() {
+        let op = |request| pb::RequestOp {
+            request: Some(request),
+        };
+        let put = |prev_kv| {
+            op(Wire::RequestPut(pb::PutRequest {
+                prev_kv,
+                ..pb::PutRequest::default()
+            }))
+        };
+        let range = |end: &'static [u8]| {
+            op(Wire::RequestRange(pb::RangeRequest {
+                range_end: end.into(),
+                ..pb::RangeRequest::default()
+            }))
+        };
+        let (point, most) = (ranges::POINT_BYTES, MAX_WRITE_ANSWER_BYTES);
+        let table = [
+            (vec![put(false)], vec![], 0),
+            (vec![put(true)], vec![], point),
+            // Kubernetes' update: one of the two is carried out.
+            (vec![put(false)], vec![range(b"")], point),
+            (vec![put(true), range(b"")], vec![range(b"")], 2 * point),
+            (vec![put(false)], vec![range(b"x")], most),
+            (vec![put(true); 100], vec![], most),
+            // It only reads, and takes its share where it reads.
+            (vec![range(b"x")], vec![], 0),
+        ];
+        for (success, failure, expected) in table {
+            let request = pb::TxnRequest {
+                compare: Vec::new(),
+                success,
+                failure,
+            };
+            assert_eq!(
+                TxnMethod::most_answer_bytes(&request),
+                expected,
+                "{request:?}"
+            );
+        }
+        let delete = |prev_kv, range_end: &'static [u8]| pb::DeleteRangeRequest {
+            prev_kv,
+            range_end: range_end.into(),
+            ..pb::DeleteRangeRequest::default()
+        };
+        assert_eq!(pairs_of_delete(&delete(false, b"x")), 0);
+        assert_eq!(pairs_of_delete(&delete(true, b"")), point);
+        assert_eq!(pairs_of_delete(&delete(true, b"x")), most);
+    }
 
     #[test]
     fn only_reads_may_be_repeated() {

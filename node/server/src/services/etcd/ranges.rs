@@ -18,7 +18,7 @@ use crate::admission::Admission;
 use crate::page_budget::PageShare;
 
 /// The most bytes of a read of single keys. No request could write a larger value.
-const POINT_BYTES: usize = 2 << 20;
+pub(super) const POINT_BYTES: usize = 2 << 20;
 /// The memory that a pair of an answer takes beside its key and value.
 const PAIR_BYTES: usize = 128;
 /// The pairs of the first part of a range.

@@ -87,6 +87,12 @@ pub(crate) trait Method {
     /// Returns the right to repeat a call whose outcome is unknown.
     fn repeat(request: &Self::Request) -> Repeat;
 
+    /// Returns the most bytes that the answer to a write may have, which are taken from a budget before it is proposed: once a write is
+    /// carried out, its answer must not be refused. Reads, and writes whose answer is small, take nothing here.
+    fn most_answer_bytes(_request: &Self::Request) -> usize {
+        0
+    }
+
     /// Returns the histogram of the method's latency.
     fn latency(metrics: &Metrics) -> &Histogram;
 
@@ -139,7 +145,7 @@ impl EtcdServices {
         request: Request<M::Request>,
     ) -> Result<Response<M::Answer>, Status> {
         let call = self.call(&request)?;
-        let answer = self.answer::<M>(&call, request.into_inner()).await;
+        let answer = self.within_budget::<M>(&call, request.into_inner()).await;
         let latency = call.arrived.elapsed().as_secs_f64();
         M::latency(&self.metrics).observe(latency);
         let Answered { answer, share } = answer.map_err(|failure| self.status(&call, failure))?;
@@ -164,6 +170,25 @@ impl EtcdServices {
                 status::failed(&error)
             }
         }
+    }
+
+    /// Answers a call whose answer may be large once there is room for it.
+    async fn within_budget<M: Method>(
+        &self,
+        call: &Call,
+        request: M::Request,
+    ) -> Result<Answered<M::Answer>, Failure> {
+        let most = M::most_answer_bytes(&request);
+        if most == 0 {
+            return self.answer::<M>(call, request).await;
+        }
+        let mut share = self.admission.write_answers.take(most).await?;
+        let answered = self.answer::<M>(call, request).await?;
+        share.shrink(answered.answer.encoded_len());
+        Ok(Answered {
+            share: Some(share),
+            ..answered
+        })
     }
 
     /// As [`EtcdServices::serve`], without the answer's metadata.
@@ -234,7 +259,8 @@ impl EtcdServices {
         });
         let answer = answer.await?.into_inner();
         let size = answer.encoded_len();
-        let share = if size > SMALL_ANSWER_BYTES {
+        // A write was carried out, so its answer isn't refused: it has its share already.
+        let share = if repeat != Repeat::Never && size > SMALL_ANSWER_BYTES {
             Some(self.admission.relayed_ranges.take(size).await?)
         } else {
             None

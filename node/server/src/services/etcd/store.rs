@@ -8,6 +8,7 @@
 //! Other nodes get [`Failure::Node`] with a refusal that [`serve`](super::serve) follows.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::etcd::etcdserverpb::ResponseHeader;
@@ -213,29 +214,47 @@ impl Keyspaces {
         write: Write,
     ) -> Result<(Identity, Answer), Failure> {
         let identity = self.resolve(name).await?;
-        match self.write_in(identity.place, write.clone()).await {
+        match self.write_to(identity, write.clone()).await {
             Ok(answer) => Ok((identity, answer)),
             // It was deleted, and perhaps created again.
             Err(Failure::Refused(Refusal::KeyspaceNotFound)) => {
                 self.known.forget(name);
                 let identity = self.look_up(name).await?;
-                Ok((identity, self.write_in(identity.place, write).await?))
+                Ok((identity, self.write_to(identity, write).await?))
             }
             Err(failure) => Err(failure),
         }
     }
 
-    /// Proposes a write to the keyspace at a place.
+    /// Proposes a write to the keyspace at a place, whichever it is.
     pub(crate) async fn write_in(&self, place: Place, write: Write) -> Result<Answer, Failure> {
         let outcome = self.propose(place.shard, Action::In(place.id, write));
         Ok(outcome.await?.answer?)
     }
 
+    /// Proposes a write to exactly this keyspace. An id that is given again, after a shard was lost, doesn't lead it to another one.
+    async fn write_to(&self, identity: Identity, write: Write) -> Result<Answer, Failure> {
+        let Identity { place, cluster_id } = identity;
+        let action = Action::In(place.id, write);
+        let outcome = self.propose_to(place.shard, NonZeroU64::new(cluster_id), action);
+        Ok(outcome.await?.answer?)
+    }
+
     /// Checks an operation, and proposes it with this node's limits. The outcome may be a refusal by the keyspace.
     pub(crate) async fn propose(&self, shard: ShardId, action: Action) -> Result<Outcome, Failure> {
+        self.propose_to(shard, None, action).await
+    }
+
+    async fn propose_to(
+        &self,
+        shard: ShardId,
+        cluster_id: Option<NonZeroU64>,
+        action: Action,
+    ) -> Result<Outcome, Failure> {
         let frees_space = frees_space(&action);
         let operation = Operation {
             shard,
+            cluster_id,
             limits: self.limits,
             action,
         };
