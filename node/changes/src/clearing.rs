@@ -4,6 +4,7 @@
 //! that comes while a step is on its way counts, although the answer to the step may say that nothing is left.
 
 use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
 
 use keyspace::{Effect, Place};
 
@@ -34,6 +35,8 @@ pub struct Step {
 #[derive(Debug, Default)]
 pub struct Clearing {
     work: BTreeMap<Place, Work>,
+    /// The keyspace of the step that was taken last.
+    last: Option<Place>,
 }
 
 impl Clearing {
@@ -67,20 +70,30 @@ impl Clearing {
         self.work.is_empty()
     }
 
-    /// Takes steps to propose now, at most `max`. Each must be done or failed.
+    /// Takes steps to propose now, at most `max`, of one keyspace after the other. Each must be done or failed.
     pub fn take(&mut self, now: Millis, max: usize) -> Vec<Step> {
-        let due = self
-            .work
-            .iter_mut()
-            .filter(|(_, work)| !work.running && work.not_before <= now);
-        let steps = due.take(max).map(|(place, work)| {
+        let mut steps = Vec::new();
+        while steps.len() < max
+            && let Some(place) = self.next_due(now)
+            && let Some(work) = self.work.get_mut(&place)
+        {
             work.running = true;
-            Step {
-                place: *place,
-                news: work.news,
-            }
-        });
-        steps.collect()
+            self.last = Some(place);
+            let news = work.news;
+            steps.push(Step { place, news });
+        }
+        steps
+    }
+
+    /// Returns the keyspace whose step is next, which is the first one after that of the last step.
+    fn next_due(&self, now: Millis) -> Option<Place> {
+        let after = self.last.map_or(Unbounded, Excluded);
+        let mut round = self
+            .work
+            .range((after, Unbounded))
+            .chain(&self.work)
+            .filter(|(_, work)| !work.running && work.not_before <= now);
+        round.next().map(|(place, _)| *place)
     }
 
     /// Takes in that a step was carried out. `more` says that it has left something.
@@ -132,6 +145,25 @@ mod tests {
         let second = clearing.take(0, 9)[0];
         clearing.done(second, false);
         assert_eq!(clearing.len(), 1);
+    }
+
+    #[test]
+    fn keyspaces_take_turns_although_all_stay_due() {
+        let mut clearing = Clearing::default();
+        for id in 1..=5 {
+            clearing.add(place(id));
+        }
+        let mut turns = Vec::new();
+        for _ in 0..5 {
+            for step in clearing.take(0, 2) {
+                turns.push(step.place.id.0);
+                clearing.done(step, true);
+            }
+        }
+        assert_eq!(turns, [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]);
+        // The one whose turn was last is gone.
+        clearing.retain(|place| place.id.0 < 5);
+        assert_eq!(clearing.take(0, 1)[0].place, place(1));
     }
 
     #[test]
