@@ -149,7 +149,10 @@ impl Watches {
     pub fn step(&mut self, feed: &impl Source, max_events: usize) -> Step {
         // Asked first: a feed that has ended has all its changes.
         let ended = feed.ended();
-        self.behind_first = !self.behind_first;
+        if self.is_idle() {
+            // Only here: the number of answers of a delivery must not decide who comes first.
+            self.behind_first = !self.behind_first;
+        }
         if self.is_idle()
             && self.behind_first
             && ended.is_none()

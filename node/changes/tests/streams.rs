@@ -454,6 +454,37 @@ fn watches_behind_catch_up_together() {
     assert!(key("a") < key("b"));
 }
 
+/// However many watches a delivery has, those behind and those in step take turns.
+#[test]
+fn watches_behind_and_watches_in_step_take_turns_while_changes_keep_coming() {
+    for in_step in 1..=4 {
+        let mut world = World::new();
+        for _ in 0..200 {
+            world.put("a", "v");
+        }
+        world.install_snapshot();
+        let mut client = Client::open(&mut world);
+        let wants = Create {
+            start: 2,
+            ..Create::new(span("a", ""))
+        };
+        client.create(&world, wants);
+        for _ in 0..in_step {
+            client.create(&world, Create::new(span("a", "")));
+        }
+        for _ in 0..400 {
+            if client.watches.is_idle() {
+                world.put("a", "v");
+                world.hear();
+            }
+            client.step(&mut world);
+        }
+        let seen = client.seen.values().map(|seen| seen.events.len());
+        let seen: Vec<_> = seen.collect();
+        assert!(seen.iter().all(|events| *events > 30), "{seen:?}");
+    }
+}
+
 /// A change that isn't the next one shows that changes are missing.
 #[test]
 fn a_feed_that_misses_a_change_keeps_nothing_before_it() {
