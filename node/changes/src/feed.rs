@@ -101,6 +101,8 @@ pub struct Feed {
     kept: VecDeque<Arc<Batch>>,
     events: usize,
     bytes: usize,
+    /// The number of resets.
+    generation: u64,
     ended: Option<End>,
 }
 
@@ -113,6 +115,7 @@ impl Default for Feed {
             kept: VecDeque::new(),
             events: 0,
             bytes: 0,
+            generation: 0,
             ended: None,
         }
     }
@@ -176,8 +179,17 @@ impl Feed {
             .push_back(Arc::new(Batch::copied(revision, events)));
     }
 
-    /// Takes in the newest and the compacted revision of a state that holds every change that was noted.
-    pub fn learn(&mut self, revision: i64, compacted: i64) {
+    /// Returns the number for [`Feed::learn`]. Take it before the state is read.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Takes in the newest and the compacted revision of a state that holds every change that was noted. The state was read in
+    /// this generation: one that a snapshot has replaced since then says nothing of the changes after it.
+    pub fn learn(&mut self, generation: u64, revision: i64, compacted: i64) {
+        if generation != self.generation {
+            return;
+        }
         self.compacted = self.compacted.max(compacted);
         if self.newest.is_none() {
             self.newest = Some(revision);
@@ -188,6 +200,7 @@ impl Feed {
     pub fn reset(&mut self) {
         self.drop_all();
         self.newest = None;
+        self.generation += 1;
     }
 
     /// Ends the feed. What is kept can still be read.

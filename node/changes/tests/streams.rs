@@ -506,6 +506,25 @@ fn a_feed_that_misses_a_change_keeps_nothing_before_it() {
     assert_eq!(client.seen[&id].events.len(), 3);
 }
 
+/// Otherwise a watch of a keyspace without further changes would not get those that the snapshot has brought.
+#[test]
+fn what_was_read_before_a_snapshot_is_not_learnt_after_it() {
+    let mut world = World::new();
+    let (generation, before) = (world.feed.generation(), world.revision);
+    world.put("a", "v");
+    world.install_snapshot();
+    world.feed.learn(generation, before, -1);
+    assert_eq!(world.feed.newest(), None);
+    let mut client = Client::open(&mut world);
+    let wants = Create {
+        start: before + 1,
+        ..Create::new(span("a", ""))
+    };
+    let id = client.create(&world, wants);
+    client.settle(&mut world);
+    assert_eq!(client.seen[&id].events.len(), 1);
+}
+
 #[test]
 fn notices_of_progress_are_left_out_where_events_came() {
     let mut world = World::new();

@@ -165,7 +165,9 @@ impl World {
     /// Tells the feed what the record says.
     pub fn learn(&mut self) {
         let record = keyspace::record(&self.store, self.place).unwrap().unwrap();
-        self.feed.learn(record.revision, record.compacted);
+        let generation = self.feed.generation();
+        self.feed
+            .learn(generation, record.revision, record.compacted);
     }
 }
 

@@ -202,9 +202,14 @@ impl Followed {
         Some((feed.newest()?, feed.compacted()))
     }
 
-    /// Takes in what a state that was read after the subscription says.
-    pub(crate) fn learn(&self, revision: i64, compacted: i64) {
-        self.lock().learn(revision, compacted);
+    /// Returns the number for [`Followed::learn`]. Take it before the state is read.
+    pub(crate) fn generation(&self) -> u64 {
+        self.lock().generation()
+    }
+
+    /// Takes in what a state that was read after the subscription says, in this generation.
+    pub(crate) fn learn(&self, generation: u64, revision: i64, compacted: i64) {
+        self.lock().learn(generation, revision, compacted);
     }
 
     fn lock(&self) -> MutexGuard<'_, Feed> {

@@ -107,7 +107,7 @@ async fn a_feed_lives_while_it_is_followed() {
     let mut first = node.followers.hub.follow(PLACE).unwrap();
     let second = node.followers.hub.follow(PLACE).unwrap();
     assert!(Arc::ptr_eq(&first.followed, &second.followed));
-    first.followed.learn(2, -1);
+    first.followed.learn(0, 2, -1);
     node.put(3, 10);
     first.changed().await;
     assert_eq!(revisions(second.followed.read(2, 9)), [3]);
@@ -122,7 +122,7 @@ async fn a_feed_lives_while_it_is_followed() {
 fn a_feed_ends_with_the_configuration_and_gives_out_what_it_has() {
     let node = Node::new();
     let before = node.followers.hub.follow(PLACE).unwrap();
-    before.followed.learn(1, -1);
+    before.followed.learn(0, 1, -1);
     node.put(2, 10);
     node.owns(None, None);
     assert_eq!(before.followed.ended(), Some(End::Moved));
@@ -152,7 +152,7 @@ fn an_ownership_that_is_published_ends_feeds_that_are_not_told_yet() {
 fn a_snapshot_makes_feeds_forget() {
     let node = Node::new();
     let stream = node.followers.hub.follow(PLACE).unwrap();
-    stream.followed.learn(1, -1);
+    stream.followed.learn(0, 1, -1);
     node.put(2, 10);
     let replaced = KeyspaceChanges {
         replaced: true,

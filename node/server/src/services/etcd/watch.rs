@@ -103,6 +103,7 @@ impl WatchServices {
         let subscription = subscription.ok_or_else(|| routing.wrong_group())?;
         if subscription.followed.revisions().is_none() {
             let place = identity.place;
+            let generation = subscription.followed.generation();
             let read = keyspaces.read(name, Freshness::Serializable, move |_, found| {
                 Ok(Ok((found.place == place).then_some(())))
             });
@@ -112,7 +113,7 @@ impl WatchServices {
             let record = &found.record;
             subscription
                 .followed
-                .learn(record.revision, record.compacted);
+                .learn(generation, record.revision, record.compacted);
         }
         Ok((identity, subscription))
     }

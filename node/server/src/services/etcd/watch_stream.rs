@@ -171,11 +171,12 @@ where
     /// Reads the keyspace's record, and tells the feed.
     async fn learn(&mut self) -> Result<(), Over> {
         let place = self.identity.place;
+        let generation = self.subscription.followed.generation();
         let read = move |reader: &dyn PairReader| keyspace::record(reader, place);
         match self.read(read).await? {
             Some(Ok(record)) => {
                 let followed = &self.subscription.followed;
-                followed.learn(record.revision, record.compacted);
+                followed.learn(generation, record.revision, record.compacted);
                 Ok(())
             }
             Some(Err(refusal)) => Err(self.refused(refusal)),
