@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use changes::{Clearing, ClearingStep};
 use keyspace::{Answer, Place, Refusal, Write};
 use raft::Term;
-use shardkv::{KeyspaceChanges, Ownership};
+use shardkv::{KeyspaceChange, KeyspaceChanges, Ownership};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
@@ -35,8 +35,13 @@ impl Clearer {
         }
     }
 
-    /// Takes in the changes of a round. `term` is that of this node if it leads.
-    pub(crate) fn note(&self, changes: &KeyspaceChanges, term: Option<Term>) {
+    /// Takes in the changes of a round, with the ownership after it. `term` is that of this node if it leads.
+    pub(crate) fn note(
+        &self,
+        changes: &KeyspaceChanges,
+        ownership: &Ownership,
+        term: Option<Term>,
+    ) {
         let mut state = self.lock();
         if state.0 != term {
             *state = (term, Clearing::default());
@@ -44,7 +49,9 @@ impl Clearer {
         if term.is_none() {
             return;
         }
-        for change in &changes.changes {
+        let served =
+            |change: &&KeyspaceChange| ownership.served_since(change.place.shard).is_some();
+        for change in changes.changes.iter().filter(served) {
             if state.1.note(change.place, &change.effects) {
                 self.news.notify_one();
             }
@@ -69,7 +76,7 @@ impl Clearer {
     }
 
     /// Returns the number of keyspaces that have something to clear.
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.lock().1.len()
     }
 

@@ -43,8 +43,9 @@ impl Followers {
             self.lessor.keep_served(ownership);
             self.clearer.keep_served(ownership);
         }
+        // Before the lessor, which publishes the term: whoever is told of it adds what is to be cleared in it.
+        self.clearer.note(changes, ownership, term);
         self.lessor.note(changes, ownership, term);
-        self.clearer.note(changes, term);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Feeds and timers where shards come and go.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use changes::{End, Read, Renewal, Source as _};
@@ -64,16 +66,7 @@ impl Node {
     }
 
     fn change(&self, revision: i64, effects: Vec<Effect>, term: Option<u64>) {
-        let change = KeyspaceChange {
-            place: PLACE,
-            revision,
-            effects,
-        };
-        let changes = KeyspaceChanges {
-            replaced: false,
-            changes: vec![change],
-        };
-        self.note(&changes, false, term);
+        self.note(&changes(revision, effects), false, term);
     }
 
     fn put(&self, revision: i64, bytes: usize) {
@@ -89,6 +82,18 @@ impl Node {
             position: 0,
         };
         self.change(revision, vec![Effect::Changed(vec![event])], None);
+    }
+}
+
+fn changes(revision: i64, effects: Vec<Effect>) -> KeyspaceChanges {
+    let change = KeyspaceChange {
+        place: PLACE,
+        revision,
+        effects,
+    };
+    KeyspaceChanges {
+        replaced: false,
+        changes: vec![change],
     }
 }
 
@@ -200,4 +205,38 @@ fn timers_begin_only_where_the_shard_is_served_in_the_leaders_term() {
     assert_eq!(lessor.renew(PLACE, ONE), Renewal::Elsewhere);
     node.owns(None, Some(7));
     assert_eq!(lessor.len(), 0);
+}
+
+/// Adds a keyspace to clear when it is woken.
+struct AddsWhenWoken(Arc<Clearer>);
+
+impl Wake for AddsWhenWoken {
+    fn wake(self: Arc<Self>) {
+        self.0.add(Term(7), PLACE);
+    }
+}
+
+#[test]
+fn a_keyspace_that_is_added_as_soon_as_the_term_is_known_is_cleared() {
+    let node = Node::new();
+    let clearer = &node.followers.clearer;
+    let waker = Waker::from(Arc::new(AddsWhenWoken(Arc::clone(clearer))));
+    let mut terms = node.followers.lessor.watch_term();
+    let mut changed = pin!(terms.changed());
+    let polled = changed.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    node.owns(Some(4), Some(7));
+    assert_eq!(clearer.len(), 1);
+}
+
+#[test]
+fn a_compaction_in_the_round_in_which_the_shard_goes_leaves_nothing_to_clear() {
+    let node = Node::new();
+    let compacted = || vec![Effect::Compacted { compacted: 1 }];
+    node.owns(Some(4), Some(7));
+    node.change(2, compacted(), Some(7));
+    assert_eq!(node.followers.clearer.len(), 1);
+    node.owned.send_replace(serving(None));
+    node.note(&changes(2, compacted()), true, Some(7));
+    assert_eq!(node.followers.clearer.len(), 0);
 }
