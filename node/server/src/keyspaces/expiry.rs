@@ -14,8 +14,9 @@ use crate::services::etcd::status::Failure;
 
 /// The interval at which expired leases are looked for. A lease lives two seconds at least.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// The most expiries that are being proposed at the same time.
-const MAX_EXPIRING: usize = 256;
+/// The most expiries that are being proposed at the same time, as in etcd. All of them may be applied in one round, and one may
+/// delete ten thousand keys.
+const MAX_EXPIRING: usize = 16;
 
 impl LeaderTasks {
     /// Revokes leases that have expired.
@@ -26,11 +27,9 @@ impl LeaderTasks {
         loop {
             look.tick().await;
             set(&self.metrics.watches.leases, self.lessor.len() as u64);
-            for expiry in self.lessor.take_expired(room.available_permits()) {
-                let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-                    self.lessor.decided(&expiry, false);
-                    continue;
-                };
+            while let Ok(permit) = Arc::clone(&room).acquire_owned().await
+                && let Some(expiry) = self.lessor.take_expired(1).pop()
+            {
                 let tasks = Arc::clone(&self);
                 tokio::spawn(async move {
                     let gone = tasks.revoke(&expiry).await;
