@@ -70,8 +70,8 @@ impl ReplicaHandle {
         Ok(self.enqueue(request, permit))
     }
 
-    /// As [`ReplicaHandle::submit`], for steps of hand-offs. They skip the limits of the budget, because an overloaded
-    /// group must still be able to give shards away.
+    /// As [`ReplicaHandle::submit`], for steps of hand-offs and the leader's own writes. They skip the limits of the budget,
+    /// because an overloaded group must still be able to give shards away, and to revoke leases that have expired.
     pub(crate) fn submit_step(
         &self,
         request: MachineRequest,

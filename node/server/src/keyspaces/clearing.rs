@@ -130,7 +130,7 @@ impl LeaderTasks {
 
     /// Proposes a step. Returns whether it has left something; `None` if it was not carried out.
     async fn clear_step(&self, place: Place) -> Option<bool> {
-        match self.keyspaces.write_in(place, Write::Clear).await {
+        match self.keyspaces.write_as_leader(place, Write::Clear).await {
             Ok(Answer::Cleared { more }) => Some(more),
             Err(Failure::Refused(Refusal::KeyspaceNotFound)) => Some(false),
             outcome => {

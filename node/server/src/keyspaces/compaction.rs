@@ -50,7 +50,7 @@ impl LeaderTasks {
                 let target = compacting.look(place, listed.auto_compaction, revisions, now);
                 if let Some(revision) = target {
                     let write = Write::Compact { revision };
-                    if let Err(failure) = self.keyspaces.write_in(place, write).await {
+                    if let Err(failure) = self.keyspaces.write_as_leader(place, write).await {
                         tracing::debug!(shard = %place.shard, "a keyspace was not compacted: {failure:?}");
                     }
                 }

@@ -55,7 +55,7 @@ impl LeaderTasks {
             term,
             config,
         };
-        match self.keyspaces.write_in(place, write).await {
+        match self.keyspaces.write_as_leader(place, write).await {
             Ok(_) => {
                 self.metrics.watches.expired_leases.inc();
                 true

@@ -24,6 +24,7 @@ use types::{ShardId, shard_of};
 use super::status::Failure;
 use crate::convert::kv;
 use crate::forward::no_config;
+use crate::machine::{MachineRequest, MachineResult};
 use crate::reads::{ReadKind, Readers};
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
@@ -240,6 +241,19 @@ impl Keyspaces {
         Ok(outcome.await?.answer?)
     }
 
+    /// As [`Keyspaces::write_in`], for the leader's own tasks. They skip the limits of the budget, because one client's load
+    /// must not keep the leases of others alive, or leave what was compacted. Each task has few writes on the way.
+    pub(crate) async fn write_as_leader(
+        &self,
+        place: Place,
+        write: Write,
+    ) -> Result<Answer, Failure> {
+        let request = self.request(place.shard, None, Action::In(place.id, write))?;
+        let answer = self.replica.submit_step(request)?;
+        let result = self.replica.answered(answer, true).await?;
+        Ok(self.outcome(result)?.answer?)
+    }
+
     /// Checks an operation, and proposes it with this node's limits. The outcome may be a refusal by the keyspace.
     pub(crate) async fn propose(&self, shard: ShardId, action: Action) -> Result<Outcome, Failure> {
         self.propose_to(shard, None, action).await
@@ -251,6 +265,16 @@ impl Keyspaces {
         cluster_id: Option<NonZeroU64>,
         action: Action,
     ) -> Result<Outcome, Failure> {
+        let request = self.request(shard, cluster_id, action)?;
+        self.outcome(self.replica.ask(request).await?)
+    }
+
+    fn request(
+        &self,
+        shard: ShardId,
+        cluster_id: Option<NonZeroU64>,
+        action: Action,
+    ) -> Result<MachineRequest, Failure> {
         let frees_space = frees_space(&action);
         let operation = Operation {
             shard,
@@ -260,11 +284,13 @@ impl Keyspaces {
         };
         let encoded = encode_keyspace_operation(&operation);
         operation.check(encoded.len())?;
-        let request = Request::Write {
+        Ok(Request::Write {
             operation: encoded,
             frees_space,
-        };
-        let result = self.replica.ask(request).await?;
+        })
+    }
+
+    fn outcome(&self, result: MachineResult) -> Result<Outcome, Failure> {
         match kv::outcome(result, |node| self.replica.address_or_empty(node))? {
             shardkv::Response::Keyspace(outcome) => Ok(*outcome),
             _ => Err(kv::mismatch().into()),
