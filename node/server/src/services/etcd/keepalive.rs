@@ -106,6 +106,20 @@ async fn find(etcd: &EtcdServices, name: &str) -> Result<Found, Failure> {
     Ok(read.await?.0)
 }
 
+/// The proof that this node leads the group of a keyspace.
+struct Proof {
+    found: Found,
+    /// The time before which nothing is proved.
+    begun: Instant,
+}
+
+impl Proof {
+    /// Returns true if the proof is not older than half an election timeout. Another leader may have been elected after an older one.
+    fn is_young(&self, election_timeout: Duration) -> bool {
+        self.begun.elapsed() <= election_timeout / 2
+    }
+}
+
 struct KeepAliveStream {
     streams: Arc<KeepAlives>,
     call: Call,
@@ -149,23 +163,27 @@ impl KeepAliveStream {
 
     async fn renew_all(&mut self, batch: Vec<LeaseId>) -> Result<(), Over> {
         // The proof begins after the requests have come.
-        let mut found = self.find().await?;
+        let mut proof = self.prove().await?;
         for id in batch {
             let deadline = Instant::now() + self.streams.patience;
             loop {
+                // The client may have fetched the answer before this one late.
+                if !proof.is_young(self.streams.election_timeout) {
+                    proof = self.prove_by(deadline).await?;
+                }
                 let lessor = &self.streams.etcd.lessor;
                 let mut changed = lessor.watch();
-                let ttl = match lessor.renew(found.place, id) {
+                let ttl = match lessor.renew(proof.found.place, id) {
                     Renewal::Renewed { ttl } => ttl,
                     Renewal::Unknown => 0,
                     Renewal::Expired | Renewal::Loading | Renewal::Elsewhere => {
                         let waited = wait(&mut changed, deadline).await;
                         waited.map_err(|error| self.failed(error.into()))?;
-                        found = self.find().await?;
+                        proof = self.prove().await?;
                         continue;
                     }
                 };
-                self.answer(&found, id, ttl).await?;
+                self.answer(&proof.found, id, ttl).await?;
                 break;
             }
         }
@@ -185,9 +203,25 @@ impl KeepAliveStream {
         sent.map_err(|_| Over::Gone)
     }
 
-    async fn find(&self) -> Result<Found, Over> {
+    async fn prove(&self) -> Result<Proof, Over> {
+        let begun = Instant::now();
         let found = find(&self.streams.etcd, &self.call.keyspace).await;
-        found.map_err(|failure| self.failed(failure))
+        let found = found.map_err(|failure| self.failed(failure))?;
+        Ok(Proof { found, begun })
+    }
+
+    /// Returns a young proof.
+    async fn prove_by(&self, deadline: Instant) -> Result<Proof, Over> {
+        loop {
+            let proof = self.prove().await?;
+            if proof.is_young(self.streams.election_timeout) {
+                return Ok(proof);
+            }
+            if Instant::now() >= deadline {
+                let late = errors::unavailable("the proof of leadership takes too long", 100);
+                return Err(self.failed(late.into()));
+            }
+        }
     }
 
     fn failed(&self, failure: Failure) -> Over {
