@@ -67,7 +67,7 @@ pub enum Error {
         /// The cluster that answered.
         actual: String,
     },
-    /// What the request is to create exists. Nothing was done.
+    /// The object that the request is to create exists. Nothing was done.
     #[error("{message}")]
     AlreadyExists {
         /// The thing that exists.

@@ -76,7 +76,7 @@ pub struct FeedLimits {
     pub bytes: usize,
 }
 
-/// What a feed has after some revision.
+/// The changes that a feed has after some revision.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Read {
     /// It knows no revision: read the state, and tell the feed.

@@ -53,7 +53,7 @@ pub enum Renewal {
     Elsewhere,
 }
 
-/// What is left of a lease.
+/// The rest of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remaining {
     /// Its granted time to live, in seconds.

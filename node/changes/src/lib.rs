@@ -1,4 +1,4 @@
-//! What follows the changes of keyspaces: the watches of streams, the timers of leases, and the steps of clearing.
+//! Decides for those who follow the changes of keyspaces: the watches of streams, the timers of leases, and the steps of clearing.
 //!
 //! # What it is
 //!

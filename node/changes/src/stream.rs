@@ -68,7 +68,7 @@ impl Source for Feed {
     }
 }
 
-/// What a stream needs next.
+/// The next thing that a stream needs.
 #[derive(Debug)]
 pub enum Step {
     /// There is an answer: take it when there is room for it.

@@ -5,7 +5,7 @@
 pub enum Table {
     /// Facts about the state as a whole: the applied position, the genesis, shard states.
     Meta,
-    /// Users' data: shard (4 bytes, big-endian), then the key.
+    /// Users' data: shard (4 bytes, big-endian), then the key. Rows of keyspaces stand apart: the shard's highest bit is set.
     Data,
     /// Session tables: shard (4 bytes, big-endian), then the client id.
     Sessions,

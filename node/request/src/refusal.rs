@@ -98,7 +98,7 @@ pub enum Rejection {
         /// The node's text.
         message: String,
     },
-    /// What the request is to create exists.
+    /// The object that the request is to create exists.
     AlreadyExists {
         /// The thing that exists.
         what: String,

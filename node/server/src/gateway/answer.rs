@@ -134,7 +134,7 @@ impl Wrong {
     }
 }
 
-/// What was read of a stream of requests.
+/// The part of a stream of requests that was read.
 struct Reading {
     method: Method,
     body: Body,

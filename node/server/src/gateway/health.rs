@@ -15,10 +15,7 @@ use tonic::codegen::http::{HeaderValue, Request, Response, StatusCode, request};
 use super::Grpc;
 use super::answer::{call, json_response};
 use super::routes::{Check, Method};
-
-/// The version of etcd whose API is served, and the one of its storage format.
-const VERSION: &str = "3.7.3";
-const STORAGE_VERSION: &str = "3.7.0";
+use crate::services::etcd::maintenance::{API_VERSION, STORAGE_VERSION};
 
 /// The reason of a keyspace whose quota is used up.
 const FULL: &str = "ALARM NOSPACE";
@@ -30,7 +27,7 @@ const SERIALIZABLE: &str = "serializable_read";
 /// Returns the answer to `/version`.
 pub(super) fn version() -> Response<Body> {
     let text = json!({
-        "etcdserver": VERSION,
+        "etcdserver": API_VERSION,
         "etcdcluster": STORAGE_VERSION,
         "storage": STORAGE_VERSION,
     });

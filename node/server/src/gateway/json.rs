@@ -12,8 +12,7 @@ const SMALL_BYTES: usize = 64 << 10;
 /// The largest message that is written.
 const MAX_WRITTEN_BYTES: usize = 16 << 20;
 
-/// Reads the first JSON value of `text` as a message, and returns the message encoded, and the rest of the text. Nothing but space
-/// is the empty message.
+/// Reads the first JSON value of `text` as a message, and returns it encoded. Nothing but space is the empty message.
 pub(super) fn read(of: MessageDescriptor, text: &[u8]) -> Result<Bytes, serde_json::Error> {
     if text.trim_ascii().is_empty() {
         return Ok(Bytes::new());

@@ -1,4 +1,4 @@
-//! What a node does beside the log for the keyspaces of its group: feeds for watches, the timers of leases, and clearing.
+//! The work of a node beside the log for the keyspaces of its group: feeds for watches, the timers of leases, and clearing.
 //!
 //! The replica's thread tells [`Followers`] what each round has changed, after the commit and before the answers go out. So
 //! whoever was answered finds the change in the feeds and timers.

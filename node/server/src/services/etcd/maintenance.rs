@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 /// The version of etcd whose API is served. Kubernetes asks for watch progress from 3.5.13 on.
 pub(crate) const API_VERSION: &str = "3.7.3";
 /// The version of etcd whose storage has the same features.
-const STORAGE_VERSION: &str = "3.7.0";
+pub(crate) const STORAGE_VERSION: &str = "3.7.0";
 
 /// The service.
 pub(crate) struct MaintenanceService(pub(crate) Arc<EtcdServices>);

@@ -18,7 +18,7 @@ use keyspace::check_name;
 /// The metadata that names a keyspace.
 pub(crate) const KEYSPACE_METADATA_KEY: &str = "shardkv-keyspace";
 
-/// What a call says about its keyspace.
+/// The names by which a call may mean its keyspace.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Said<'a> {
     /// The keyspace that the listener is bound to.

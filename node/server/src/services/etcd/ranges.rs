@@ -73,7 +73,7 @@ pub(super) fn bytes_of(pairs: &[KeyValue]) -> usize {
     pairs.iter().map(bytes).sum()
 }
 
-/// What is left of a range that is read in parts.
+/// The rest of a range that is read in parts.
 struct Rest {
     services: Arc<EtcdServices>,
     call: Call,

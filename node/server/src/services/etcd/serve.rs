@@ -49,7 +49,7 @@ pub(crate) struct EtcdServices {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// What the metadata of a call says.
+/// The metadata of a call.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     /// The keyspace.
