@@ -29,6 +29,8 @@ SEED ?= 1
 # The crate whose mutants `make mutants` tries, and the part of them: K/N, with K from 0.
 CRATE ?= raft
 SHARD ?= 0/40
+# The store of the Kubernetes of `make kube-up`: etcd or shardkv.
+STORE ?= etcd
 # Seconds for each fuzz target of `make fuzz`.
 SECONDS ?= 60
 
@@ -55,7 +57,7 @@ build: deps ## Build the node and the CLI, optimised
 	@.ci/build $(CARGO) build --release
 
 .PHONY: test
-test: test-fast test-operator test-api test-etcd test-keyspaces test-sim test-processes test-power ## Run all tests: fast ones, goldens, conformance, a real API server, a real etcd, simulator seeds, processes, power cuts
+test: test-fast test-operator test-api test-etcd test-keyspaces test-suites test-sim test-processes test-power ## Run all tests: fast ones, goldens, conformance, a real API server, a real etcd, simulator seeds, processes, power cuts
 
 .PHONY: test-fast
 test-fast: deps ## Run unit tests, goldens, paper tests and store conformance
@@ -81,6 +83,19 @@ test-etcd: deps ## Compare keyspaces with a real etcd, every answer and event of
 etcd-diff: build ## Send the same random calls to a real etcd and to a keyspace, and compare each answer, error and event (SEEDS=0..20: two minutes)
 	deploy/kube/build etcd
 	@. deploy/kube/lib.sh && cd .ci/etcd && go run ./diff -etcd "$$cache/bin/etcd" -bin "$(abspath $(bin))" -seeds "$(ETCD_SEEDS)"
+
+.PHONY: etcd-suite
+etcd-suite: build ## Run etcd's own `common` tests against nodes of ours, those that can't apply, too (6 minutes)
+	@.ci/etcd-suite "$(bin)" $(ARGS)
+
+.PHONY: kube-storage
+kube-storage: build ## Run the tests of the API server's storage, and of its watch cache, on keyspaces (5 minutes; ARGS=etcd3: 1)
+	@.ci/kube-storage "$(bin)" $(or $(ARGS),etcd3 cacher)
+
+.PHONY: test-suites
+test-suites: build ## Run etcd's and Kubernetes' own tests of their store on keyspaces, without those that can't apply (3 minutes, and 5 more to compile them once)
+	@.ci/etcd-suite "$(bin)" -listed=false -skip /NoTLS
+	@.ci/kube-storage "$(bin)" etcd3
 
 .PHONY: bench-etcd
 bench-etcd: build ## Measure a keyspace and a real etcd with the same load, three members each (ARGS: -seconds 5 -rounds 2 -only put)
@@ -185,8 +200,8 @@ example-rust: build ## Run the Rust application against a playground of two grou
 	@PATH="$(abspath $(bin)):$$PATH" deploy/examples/playground.sh shardkv-example
 
 .PHONY: kube-up
-kube-up: ## Start a Kubernetes of three nodes on this machine (the first time it compiles it, about 13 minutes); needs root
-	@deploy/kube/up
+kube-up: $(if $(filter shardkv,$(STORE)),build) ## Start a Kubernetes of three nodes on this machine (the first time it compiles it, about 13 minutes; STORE=shardkv: on a keyspace); needs root
+	@STORE="$(STORE)" deploy/kube/up
 
 .PHONY: images
 images: build ## Make the images of node, operator and examples, and load them into the Kubernetes of `make kube-up` if it is up

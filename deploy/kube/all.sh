@@ -35,11 +35,11 @@ leftovers() {
 # Stops and removes everything but the data. May be called at any time, and repeatedly.
 tear_down() {
     local node
-    # etcd and the API server may finish their writes; for everything else this is like a power failure.
+    # The API server and its store may finish their writes; for everything else this is like a power failure.
     for node in "${nodes[@]}"; do
         stop "node$node"
     done
-    for node in kube-apiserver etcd; do
+    for node in kube-apiserver etcd shardkv; do
         signal TERM "$node" 3 || true
     done
     stop ""

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# etcd, the API server, the controllers and the scheduler.
+# The API server with its store, the controllers and the scheduler.
 
 # Time until a lost node is noticed, and again until its pods are replaced; Kubernetes' defaults are 40 s and 5 min.
 grace_seconds=16
@@ -11,9 +11,18 @@ toleration_seconds=20
 evictions_per_second=10
 
 control_plane_up() {
-    start_etcd
-    wait_for 20 "etcd" etcd http_ok 127.0.0.1:12379 /health
-    start_apiserver
+    case $(store) in
+        etcd)
+            start_etcd
+            wait_for 20 "etcd" etcd http_ok 127.0.0.1:12379 /health
+            start_apiserver http://127.0.0.1:12379
+            ;;
+        shardkv)
+            start_shardkv
+            wait_for 60 "the keyspace" shardkv http_ok 127.0.0.1:12379 /health
+            start_apiserver http://127.0.0.1:12379,http://127.0.0.1:12380,http://127.0.0.1:12381
+            ;;
+    esac
     wait_for 60 "a ready API server" kube-apiserver admin get --raw /readyz
     start_controllers
 }
@@ -26,9 +35,15 @@ start_etcd() {
         --initial-cluster etcd=http://127.0.0.1:12380
 }
 
+# A playground of three nodes. The API server dials addresses and names no keyspace, so it gets the playground's keyspace `default`.
+start_shardkv() {
+    start shardkv "$release/shardkv" playground --dir "$run/shardkv" --replicas 3 --base-port 12379
+}
+
+# The argument: the URLs of the store.
 start_apiserver() {
     start kube-apiserver kube-apiserver \
-        --etcd-servers http://127.0.0.1:12379 \
+        --etcd-servers "$1" \
         --bind-address "$host_ip" --advertise-address "$host_ip" --secure-port 6443 \
         --service-cluster-ip-range "$service_range" \
         --tls-cert-file "$pki/kube-apiserver.crt" --tls-private-key-file "$pki/kube-apiserver.key" \

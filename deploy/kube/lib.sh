@@ -4,13 +4,16 @@
 
 kube_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${SHARDKV_KUBE_CACHE:-${HOME:-/root}/.cache/shardkv-kube}
-# Survives `down --keep` and a reboot: keys, etcd, containerd's and the kubelets' folders, volumes, logs.
+# Survives `down --keep` and a reboot: keys, the API server's store, containerd's and the kubelets' folders, volumes, logs.
 run=$cache/run
 # Doesn't survive: sockets, the containers' mounts, settings to restore. There is one bridge, so one cluster per machine.
 state=/run/shardkv-kube
 logs=$run/logs
 pki=$run/pki
 nodes=(1 2 3)
+
+# The product's programs.
+release=${CARGO_TARGET_DIR:-$(cd "$kube_dir/../.." && pwd)/target}/release
 
 bridge=shardkv0
 host_ip=10.244.0.1
@@ -125,6 +128,9 @@ eventually() {
         sleep 0.1
     done
 }
+
+# Prints the store of the API server: etcd or shardkv. Kept data decide, then the variable STORE.
+store() { cat "$run/store" 2>/dev/null || printf '%s\n' "${STORE:-etcd}"; }
 
 # Waits for a condition that a daemon must fulfil: seconds, name of the condition, daemon, and the command that checks it. Prints the
 # end of the daemon's log if the daemon ended, or the time is over.
