@@ -33,8 +33,9 @@ const (
 
 // side is one of the two stores.
 type side struct {
-	name    string
-	servers *process.Server
+	name string
+	// The addresses of the members.
+	servers []string
 	// The keyspace that calls name, if any.
 	keyspace string
 	conns    []*grpc.ClientConn
@@ -72,8 +73,8 @@ func run(etcd, bin string, turn time.Duration, rounds int, only string) error {
 		return err
 	}
 	sides := []*side{
-		{name: "etcd", servers: reference},
-		{name: "keyspace", servers: &playground.Server, keyspace: "load"},
+		{name: "etcd", servers: reference.Addresses},
+		{name: "keyspace", servers: playground.Members, keyspace: "load"},
 	}
 	for _, side := range sides {
 		if err := side.prepare(); err != nil {
@@ -105,7 +106,7 @@ func run(etcd, bin string, turn time.Duration, rounds int, only string) error {
 // prepare connects, and writes each key once.
 func (s *side) prepare() error {
 	for at := range connections {
-		address := s.servers.Addresses[at%len(s.servers.Addresses)]
+		address := s.servers[at%len(s.servers)]
 		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 		if err != nil {

@@ -14,8 +14,13 @@ import (
 // Playground is a running playground: controllers and groups of nodes.
 type Playground struct {
 	Server
-	cli string
+	// The addresses of the nodes that have data: all but the controllers'.
+	Members []string
+	cli     string
 }
+
+// reserveBytes is the space that nodes keep free. It isn't 0, because write buffers are no larger than a sixteenth of it.
+const reserveBytes = 512 << 20
 
 // StartPlayground starts a playground with the programs in a folder. It has two groups, so that a node may have to pass a call on.
 func StartPlayground(bin string) (*Playground, error) {
@@ -30,7 +35,8 @@ func StartReplicas(bin string) (*Playground, error) {
 func startPlayground(bin, groups, replicas string) (*Playground, error) {
 	cli := filepath.Join(bin, "shardkv")
 	command := exec.Command(cli, "playground", "--output", "json", "--stop-on-stdin-eof",
-		"--controllers", "1", "--groups", groups, "--replicas", replicas, "--shards", "16", "--", "--disk-reserve-bytes", "0")
+		"--controllers", "1", "--groups", groups, "--replicas", replicas, "--shards", "16", "--",
+		"--disk-reserve-bytes", fmt.Sprint(reserveBytes))
 	command.Stderr = os.Stderr
 	stdin, err := command.StdinPipe()
 	if err != nil {
@@ -55,7 +61,12 @@ func startPlayground(bin, groups, replicas string) (*Playground, error) {
 		}
 	}
 	line, err := bufio.NewReader(stdout).ReadBytes('\n')
-	var ready struct{ Nodes []struct{ Address string } }
+	var ready struct {
+		Nodes []struct {
+			Address string
+			Gid     int
+		}
+	}
 	if err == nil {
 		err = json.Unmarshal(line, &ready)
 	}
@@ -69,6 +80,9 @@ func startPlayground(bin, groups, replicas string) (*Playground, error) {
 	playground := &Playground{Server: Server{Stop: stop}, cli: cli}
 	for _, node := range ready.Nodes {
 		playground.Addresses = append(playground.Addresses, node.Address)
+		if node.Gid != 0 {
+			playground.Members = append(playground.Members, node.Address)
+		}
 	}
 	return playground, nil
 }
