@@ -6,7 +6,7 @@
 //! - [`requests`] and [`answers`] convert messages, and [`status`] refusals.
 //! - [`ranges`] bounds what reads take, and serves ranges in parts.
 //! - [`streams`] opens streams here or elsewhere, and [`leader`] ends those that need one.
-//! - [`watch_stream`] serves one watch stream, and [`keepalive`] one of renewals.
+//! - [`watch_stream`] serves one watch stream, whose answers go through [`outgoing`], and [`keepalive`] one of renewals.
 //! - [`kv`], [`watch`], [`lease`], [`maintenance`], [`cluster`] and [`auth`] are the services.
 
 mod answers;
@@ -19,6 +19,7 @@ mod leader;
 pub(crate) mod lease;
 pub(crate) mod maintenance;
 pub(crate) mod naming;
+mod outgoing;
 mod ranges;
 mod requests;
 pub(crate) mod serve;

@@ -8,12 +8,13 @@ use api::etcd::etcdserverpb as pb;
 use changes::Watches;
 use pb::watch_client::WatchClient;
 use pb::watch_server::Watch;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::interval;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::leader;
+use super::outgoing::Outgoing;
 use super::serve::{Call, EtcdServices};
 use super::status::Failure;
 use super::store::{Freshness, Identity};
@@ -155,12 +156,14 @@ impl WatchService {
             },
         );
         let opened = opened.await?;
-        let (answers, stream) = mpsc::channel(1);
+        let (outgoing, stream) = Outgoing::new();
         let lifecycle = Arc::clone(&services.etcd.lifecycle);
         match opened {
             Opened::There(elsewhere) => {
                 tokio::spawn(async move {
-                    elsewhere.relay(lifecycle, requests, answers).await;
+                    elsewhere
+                        .relay(lifecycle, requests, outgoing.into_sender())
+                        .await;
                     drop(slot);
                 });
             }
@@ -177,7 +180,7 @@ impl WatchService {
                     subscription,
                     requests,
                     open: true,
-                    answers,
+                    outgoing,
                     slots: None,
                     share: None,
                     services,
@@ -185,7 +188,7 @@ impl WatchService {
                 tokio::spawn(run(stream, call.requires_leader, slot));
             }
         }
-        Ok(ReceiverStream::new(stream))
+        Ok(stream)
     }
 }
 
@@ -202,12 +205,7 @@ async fn run(
         () = lifecycle.draining() => Over::Failed(stopped()),
         status = leader::lost(lifecycle, services.election_timeout), if requires_leader => Over::Failed(status),
     };
-    let answers = stream.answers.clone();
-    drop(stream);
-    if let Over::Failed(status) = over {
-        // The client may be gone.
-        let _ = answers.send(Err(status)).await;
-    }
+    stream.into_outgoing().end(over).await;
 }
 
 fn used(all: usize, free: &Semaphore) -> u64 {

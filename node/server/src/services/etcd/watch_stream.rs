@@ -15,10 +15,11 @@ use pb::watch_request::RequestUnion;
 use raft::StoreError;
 use replica::PairReader;
 use shardkv::{KvError, read_keyspaces};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tonic::Status;
 
+use super::outgoing::Outgoing;
 use super::status;
 use super::store::Identity;
 use super::streams::{Over, moved};
@@ -38,14 +39,10 @@ const PAGE: PageLimits = PageLimits {
 };
 /// The most bytes of pairs before the events of one message.
 const MAX_PREVIOUS_BYTES: usize = 32 << 20;
-/// The time after which what a client doesn't fetch is dropped, and read again when it fetches.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// The pause before a read that was refused is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The least interval of notices of progress, as in etcd.
 const PROGRESS_INTERVAL: Duration = Duration::from_mins(10);
-
-pub(super) type Answers = mpsc::Sender<Result<pb::WatchResponse, Status>>;
 
 /// A watch stream.
 pub(super) struct WatchStream<R> {
@@ -57,7 +54,7 @@ pub(super) struct WatchStream<R> {
     pub(super) requests: R,
     /// False once the client has said that there are no more requests.
     pub(super) open: bool,
-    pub(super) answers: Answers,
+    pub(super) outgoing: Outgoing<pb::WatchResponse>,
     /// The places of the watches among those of the node.
     pub(super) slots: Option<OwnedSemaphorePermit>,
     /// The share of a page that is on its way.
@@ -74,6 +71,11 @@ where
             Err(over) => over,
             Ok(never) => match never {},
         }
+    }
+
+    /// Gives back all but the way to the client.
+    pub(super) fn into_outgoing(self) -> Outgoing<pb::WatchResponse> {
+        self.outgoing
     }
 
     async fn run(&mut self) -> Result<std::convert::Infallible, Over> {
@@ -99,7 +101,7 @@ where
                 Step::End(why) => return Err(self.ended(why)),
                 Step::Wait => tokio::select! {
                     biased;
-                    () = self.answers.closed() => return Err(Over::Gone),
+                    () = self.outgoing.closed() => return Err(Over::Gone),
                     request = self.requests.next(), if self.open => self.take(request).await?,
                     () = self.subscription.changed() => {}
                     _ = notices.tick() => self.watches.notify_progress(),
@@ -189,7 +191,7 @@ where
         let budget = &self.services.pages;
         let share = tokio::select! {
             biased;
-            () = self.answers.closed() => return Err(Over::Gone),
+            () = self.outgoing.closed() => return Err(Over::Gone),
             share = budget.take(PAGE.bytes) => share,
         };
         let Ok(share) = share else {
@@ -216,14 +218,11 @@ where
 
     /// Sends the next answer, when there is room for it.
     async fn answer(&mut self) -> Result<(), Over> {
-        match timeout(PATIENCE, self.answers.reserve()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => return Err(Over::Gone),
-            Err(_) => {
-                self.watches.let_go();
-                self.share = None;
-                self.answers.reserve().await.map_err(|_| Over::Gone)?;
-            }
+        if !self.outgoing.has_room().await? {
+            // What waits is read again once the client fetches.
+            self.watches.let_go();
+            self.share = None;
+            self.outgoing.wait_for_room().await?;
         }
         let Some(answer) = self.watches.next_answer() else {
             return Ok(());
@@ -247,9 +246,10 @@ where
                 fragment,
             } => return self.events(id, revision, events, (prev_kv, fragment)).await,
         };
-        self.send(message).await
+        self.outgoing.send(message).await
     }
 
+    /// Sends events. All but the first message may have to wait, for a limited time.
     async fn events(
         &mut self,
         id: i64,
@@ -258,6 +258,7 @@ where
         (prev_kv, fragment): (bool, bool),
     ) -> Result<(), Over> {
         while !events.is_empty() {
+            self.outgoing.room().await?;
             let mut previous = Vec::new();
             let mut rest = Vec::new();
             if prev_kv && events.iter().any(has_previous) {
@@ -282,7 +283,7 @@ where
                 vec![message]
             };
             for part in parts {
-                self.send(part).await?;
+                self.outgoing.send(part).await?;
             }
             self.services.etcd.metrics.watches.events.inc_by(sent);
             events = rest;
@@ -317,12 +318,7 @@ where
             cancel_reason: Refusal::RequestTooLarge.to_string(),
             ..messages::canceled(self.header(revision), id)
         };
-        self.send(message).await
-    }
-
-    async fn send(&mut self, message: pb::WatchResponse) -> Result<(), Over> {
-        let sent = self.answers.send(Ok(message)).await;
-        sent.map_err(|_| Over::Gone)
+        self.outgoing.send(message).await
     }
 
     /// Reads the keyspace on a reader thread; `None` if too many reads wait.
@@ -337,7 +333,7 @@ where
             .read(move |state| read_keyspaces(state, shard, read));
         let done = tokio::select! {
             biased;
-            () = self.answers.closed() => return Err(Over::Gone),
+            () = self.outgoing.closed() => return Err(Over::Gone),
             done = reading => done,
         };
         served(done)
@@ -346,7 +342,7 @@ where
     async fn pause(&mut self) -> Result<(), Over> {
         tokio::select! {
             biased;
-            () = self.answers.closed() => Err(Over::Gone),
+            () = self.outgoing.closed() => Err(Over::Gone),
             () = sleep(PAUSE) => Ok(()),
         }
     }
