@@ -243,18 +243,20 @@ impl Parts {
             Readers::new(state.clone(), kind, seconds)
         };
         let timeout = election_timeout(&self.options);
+        let limits = &self.options.limits;
+        let budget =
+            || PageBudget::new(limits.max_keyspace_read_bytes, self.options.request_timeout);
+        let answers = Arc::new(budget());
         let watch = Arc::new(WatchServices::new(
             Arc::clone(&etcd),
             Arc::clone(&self.followers.hub),
             readers(watch::READ_KIND),
-            PageBudget::new(
-                self.options.limits.max_keyspace_read_bytes,
-                self.options.request_timeout,
-            ),
+            (budget(), Arc::clone(&answers)),
             timeout,
         ));
         let keep_alives = Arc::new(KeepAlives::new(
             Arc::clone(&etcd),
+            answers,
             timeout,
             self.options.request_timeout,
         ));

@@ -79,7 +79,9 @@ pub(super) async fn many<S: Grpc>(
             Err(status) => return Ok(stream_refusal(&status)),
         }
     };
-    let response = inner.call(grpc_request(&method, &head, body)).await?;
+    let mut response = inner.call(grpc_request(&method, &head, body)).await?;
+    // As for one answer: shares of the budget are given back as the network takes the lines.
+    let unfetched = response.extensions_mut().remove::<Arc<Unfetched>>();
     let frames = Frames::new(response);
     if frames.is_refused() {
         return Ok(stream_refusal(&wrong.or(frames.status())));
@@ -87,6 +89,9 @@ pub(super) async fn many<S: Grpc>(
     let lines = stream::unfold(Some((frames, method, wrong)), next_line);
     let frames = lines.map(|line| Ok::<_, Infallible>(Frame::data(line)));
     let mut response = Response::new(Body::new(StreamBody::new(frames)));
+    if let Some(unfetched) = unfetched {
+        response.extensions_mut().insert(unfetched);
+    }
     set_type(&mut response);
     Ok(response)
 }

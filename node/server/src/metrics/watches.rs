@@ -11,6 +11,7 @@ pub(crate) struct WatchMetrics {
     pub(crate) watches: Gauge,
     pub(crate) feeds: Gauge,
     pub(crate) feed_bytes: Gauge,
+    pub(crate) unfetched_bytes: Gauge,
     pub(crate) events: Counter,
     pub(crate) pages: Counter,
     pub(crate) leases: Gauge,
@@ -55,6 +56,12 @@ impl WatchMetrics {
             "Latest changes that are kept for watches",
             Unit::Bytes,
             self.feed_bytes.clone(),
+        );
+        r.register_with_unit(
+            "keyspace_watch_unfetched",
+            "Pages of the past and large answers of watches that clients have not fetched",
+            Unit::Bytes,
+            self.unfetched_bytes.clone(),
         );
         let counters = [
             (

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use api::v1::ScanResponse;
 use api::{error_status, errors};
-use prost::Message as _;
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::Stream;
@@ -30,15 +30,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LEAST_RATE: u64 = 64 << 10;
 
 /// A page with its share of the budget, or the end of the stream with or without an error.
-enum Item {
-    Page(ScanResponse, Option<PageShare>),
+enum Item<T> {
+    Page(T, Option<PageShare>),
     Error(Status),
     End,
 }
 
 /// A stream of pages.
-pub(crate) struct Pages {
-    items: mpsc::Receiver<Item>,
+pub(crate) struct Pages<T = ScanResponse> {
+    items: mpsc::Receiver<Item<T>>,
     requests: mpsc::Sender<()>,
     /// True if a page was requested and has not come yet.
     requested: bool,
@@ -49,8 +49,8 @@ pub(crate) struct Pages {
 }
 
 /// The sending half of [`Pages`].
-pub(crate) struct PageSender {
-    items: mpsc::Sender<Item>,
+pub(crate) struct PageSender<T = ScanResponse> {
+    items: mpsc::Sender<Item<T>>,
     requests: mpsc::Receiver<()>,
     /// True if a page was requested and not sent yet.
     requested: bool,
@@ -61,10 +61,15 @@ pub(crate) struct PageSender {
 }
 
 /// The caller's request of one page. If it is dropped, the next [`PageSender::room`] returns it again.
-pub(crate) struct Room<'a>(&'a mut PageSender);
+pub(crate) struct Room<'a, T = ScanResponse>(&'a mut PageSender<T>);
 
 /// Creates a stream of pages. `go_on` says how a caller goes on whose stream ended early.
 pub(crate) fn pages(go_on: &'static str) -> (PageSender, Pages) {
+    pages_of(go_on)
+}
+
+/// As [`pages`], of messages of any type.
+pub(crate) fn pages_of<T: Message>(go_on: &'static str) -> (PageSender<T>, Pages<T>) {
     let (sender, items) = mpsc::channel(1);
     let (requests, receiver) = mpsc::channel(1);
     let unfetched = Arc::new(Unfetched::default());
@@ -87,21 +92,36 @@ pub(crate) fn pages(go_on: &'static str) -> (PageSender, Pages) {
     (sender, pages)
 }
 
-impl PageSender {
+impl<T: Message> PageSender<T> {
+    /// Returns true once the caller has fetched what was sent and asks for a page, and false when it is gone.
+    pub(crate) async fn is_asked(&mut self) -> bool {
+        if !self.requested {
+            self.requested = self.requests.recv().await.is_some();
+        }
+        self.requested
+    }
+
+    /// Resolves when the caller is gone.
+    pub(crate) async fn closed(&self) {
+        self.items.closed().await;
+    }
+
+    /// Ends the stream with an error, and drops the page that was sent and not fetched.
+    pub(crate) fn drop_unfetched(&self, status: Status) {
+        self.unfetched.fail(status);
+    }
+
     /// Waits until the caller has fetched what was sent and asks for a page, so that it isn't read earlier. Returns `None` when
     /// the caller is gone, or did not fetch in time and gets an error.
-    pub(crate) async fn room(&mut self) -> Option<Room<'_>> {
-        if !self.requested {
-            match timeout(self.patience, self.requests.recv()).await {
-                Ok(Some(())) => self.requested = true,
-                Ok(None) => return None,
-                Err(_) => {
-                    self.unfetched.fail(not_fetched(self.patience, self.go_on));
-                    return None;
-                }
+    pub(crate) async fn room(&mut self) -> Option<Room<'_, T>> {
+        match timeout(self.patience, self.is_asked()).await {
+            Ok(true) => Some(Room(self)),
+            Ok(false) => None,
+            Err(_) => {
+                self.unfetched.fail(not_fetched(self.patience, self.go_on));
+                None
             }
         }
-        Some(Room(self))
     }
 
     /// Ends the stream once all pages were fetched: everything was sent.
@@ -114,7 +134,7 @@ impl PageSender {
         self.finish(Item::Error(status)).await;
     }
 
-    async fn finish(mut self, item: Item) {
+    async fn finish(mut self, item: Item<T>) {
         if let Some(room) = self.room().await {
             room.put(item);
         }
@@ -130,9 +150,9 @@ fn not_fetched(patience: Duration, go_on: &str) -> Status {
     error_status(&errors::unavailable(why, 100))
 }
 
-impl Room<'_> {
+impl<T: Message> Room<'_, T> {
     /// Does the work for a page. Returns `None`, and drops the work, when the caller is gone.
-    pub(crate) async fn unless_gone<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn unless_gone<W>(&self, work: impl Future<Output = W>) -> Option<W> {
         tokio::select! {
             biased;
             () = self.0.items.closed() => None,
@@ -141,20 +161,20 @@ impl Room<'_> {
     }
 
     /// Sends the page. Its share of the budget is given back once the network has taken it.
-    pub(crate) fn send(self, page: ScanResponse, share: Option<PageShare>) {
+    pub(crate) fn send(self, page: T, share: Option<PageShare>) {
         let more = Duration::from_secs(page.encoded_len() as u64 / LEAST_RATE);
         self.0.patience = PATIENCE + more;
         self.put(Item::Page(page, share));
     }
 
-    fn put(self, item: Item) {
+    fn put(self, item: Item<T>) {
         self.0.requested = false;
         // There is room, because the item before was taken. If the caller is gone, nothing needs to be sent.
         let _ = self.0.items.try_send(item);
     }
 }
 
-impl Pages {
+impl<T> Pages<T> {
     /// Returns the response that sends the stream.
     pub(crate) fn into_response(self) -> Response<Self> {
         let unfetched = Arc::clone(&self.unfetched);
@@ -164,8 +184,8 @@ impl Pages {
     }
 }
 
-impl Stream for Pages {
-    type Item = Result<ScanResponse, Status>;
+impl<T> Stream for Pages<T> {
+    type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.over {

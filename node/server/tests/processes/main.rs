@@ -48,4 +48,5 @@ mod scans;
 mod shards;
 mod slow_links;
 mod storm;
+mod watch_bounds;
 mod watches;

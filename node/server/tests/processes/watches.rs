@@ -27,14 +27,14 @@ use crate::world::{SHARDS, World, channel};
 const NAME: &str = "tenant";
 
 /// Makes a request for the keyspace.
-fn to<T>(message: T) -> Request<T> {
+pub(crate) fn to<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     let metadata = request.metadata_mut();
     metadata.insert("shardkv-keyspace", NAME.parse().unwrap());
     request
 }
 
-async fn create_keyspace(through: Channel) -> api::v1::Keyspace {
+pub(crate) async fn create_keyspace(through: Channel) -> api::v1::Keyspace {
     create_with(through, api::v1::KeyspaceOptions::default()).await
 }
 
@@ -52,7 +52,7 @@ async fn create_with(through: Channel, options: api::v1::KeyspaceOptions) -> api
     .await
 }
 
-fn put(key: &str, value: &str, lease: i64) -> pb::PutRequest {
+pub(crate) fn put(key: &str, value: &str, lease: i64) -> pb::PutRequest {
     pb::PutRequest {
         key: key.to_owned().into(),
         value: value.to_owned().into(),
@@ -61,7 +61,7 @@ fn put(key: &str, value: &str, lease: i64) -> pb::PutRequest {
     }
 }
 
-fn watch(key: &str, range_end: &str, start_revision: i64) -> pb::WatchCreateRequest {
+pub(crate) fn watch(key: &str, range_end: &str, start_revision: i64) -> pb::WatchCreateRequest {
     pb::WatchCreateRequest {
         key: key.to_owned().into(),
         range_end: range_end.to_owned().into(),
@@ -71,13 +71,13 @@ fn watch(key: &str, range_end: &str, start_revision: i64) -> pb::WatchCreateRequ
 }
 
 /// A watch stream of a client.
-struct Stream {
+pub(crate) struct Stream {
     requests: mpsc::Sender<pb::WatchRequest>,
     answers: Streaming<pb::WatchResponse>,
 }
 
 impl Stream {
-    async fn open(through: Channel) -> Result<Self, tonic::Status> {
+    pub(crate) async fn open(through: Channel) -> Result<Self, tonic::Status> {
         let (requests, receiver) = mpsc::channel(8);
         let mut client = WatchClient::new(through);
         let opened = client.watch(to(ReceiverStream::new(receiver))).await?;
@@ -87,25 +87,25 @@ impl Stream {
         })
     }
 
-    async fn ask(&self, union: RequestUnion) {
+    pub(crate) async fn ask(&self, union: RequestUnion) {
         let request_union = Some(union);
         let request = pb::WatchRequest { request_union };
         // A stream that has ended says so in its answers.
         let _ = self.requests.send(request).await;
     }
 
-    async fn create(&self, request: pb::WatchCreateRequest) {
+    pub(crate) async fn create(&self, request: pb::WatchCreateRequest) {
         self.ask(RequestUnion::CreateRequest(request)).await;
     }
 
-    async fn next(&mut self) -> Result<pb::WatchResponse, tonic::Status> {
+    pub(crate) async fn next(&mut self) -> Result<pb::WatchResponse, tonic::Status> {
         let answer = timeout(PATIENCE, self.answers.message()).await;
         let ended = || tonic::Status::unavailable("the stream has ended");
         answer.expect("no answer came")?.ok_or_else(ended)
     }
 }
 
-fn revision(answer: &pb::WatchResponse) -> i64 {
+pub(crate) fn revision(answer: &pb::WatchResponse) -> i64 {
     answer.header.as_ref().unwrap().revision
 }
 

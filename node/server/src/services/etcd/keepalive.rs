@@ -10,17 +10,19 @@ use changes::Renewal;
 use futures::{FutureExt as _, StreamExt as _};
 use keyspace::LeaseId;
 use pb::lease_client::LeaseClient;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::Streaming;
 
 use super::leader;
 use super::lease::wait;
+use super::outgoing::Outgoing;
 use super::serve::{Call, EtcdServices};
 use super::status::Failure;
 use super::store::{Found, Freshness};
 use super::streams::{Opened, Over, status_of, stopped};
+use crate::page_budget::PageBudget;
+use crate::services::pages::Pages;
 
 /// The most streams of renewals of a node.
 const MAX_STREAMS: usize = 20_000;
@@ -30,6 +32,8 @@ const MAX_BATCH: usize = 256;
 /// The streams of renewals of a node.
 pub(crate) struct KeepAlives {
     etcd: Arc<EtcdServices>,
+    /// The budget of large answers, of which no renewal has one.
+    answers: Arc<PageBudget>,
     streams: Arc<Semaphore>,
     election_timeout: Duration,
     patience: Duration,
@@ -39,11 +43,13 @@ impl KeepAlives {
     /// `patience` is the time that a renewal may wait for the timers of a new leader, or for a revoke.
     pub(crate) fn new(
         etcd: Arc<EtcdServices>,
+        answers: Arc<PageBudget>,
         election_timeout: Duration,
         patience: Duration,
     ) -> Self {
         Self {
             etcd,
+            answers,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             election_timeout,
             patience,
@@ -52,14 +58,13 @@ impl KeepAlives {
 }
 
 type Requests = Streaming<pb::LeaseKeepAliveRequest>;
-type Answers = mpsc::Sender<Result<pb::LeaseKeepAliveResponse, Status>>;
 
 /// Opens a stream of renewals, here or at the leader.
 pub(super) async fn open(
     streams: &Arc<KeepAlives>,
     call: &Call,
     requests: Requests,
-) -> Result<ReceiverStream<Result<pb::LeaseKeepAliveResponse, Status>>, Failure> {
+) -> Result<Pages<pb::LeaseKeepAliveResponse>, Failure> {
     let etcd = &streams.etcd;
     let full = |_| errors::overloaded("streams of renewals", MAX_STREAMS as u64, 1_000);
     let slot = Arc::clone(&streams.streams).try_acquire_owned();
@@ -73,12 +78,12 @@ pub(super) async fn open(
         },
     );
     let opened = opened.await?;
-    let (answers, stream) = mpsc::channel(1);
+    let (outgoing, stream) = Outgoing::new(Arc::clone(&streams.answers));
     let lifecycle = Arc::clone(&etcd.lifecycle);
     match opened {
         Opened::There(elsewhere) => {
             tokio::spawn(async move {
-                elsewhere.relay(lifecycle, requests, answers).await;
+                elsewhere.relay(lifecycle, requests, outgoing).await;
                 drop(slot);
             });
         }
@@ -90,12 +95,12 @@ pub(super) async fn open(
                 streams: Arc::clone(streams),
                 call: call.clone(),
                 requests,
-                answers,
+                outgoing,
             };
             tokio::spawn(stream.run(slot));
         }
     }
-    Ok(ReceiverStream::new(stream))
+    Ok(stream)
 }
 
 /// Finds the keyspace, and proves that this node leads the group that owns it.
@@ -124,29 +129,30 @@ struct KeepAliveStream {
     streams: Arc<KeepAlives>,
     call: Call,
     requests: Requests,
-    answers: Answers,
+    outgoing: Outgoing<pb::LeaseKeepAliveResponse>,
 }
 
 impl KeepAliveStream {
     async fn run(mut self, _slot: OwnedSemaphorePermit) {
         let streams = Arc::clone(&self.streams);
         let lifecycle = &streams.etcd.lifecycle;
-        let (answers, requires) = (self.answers.clone(), self.call.requires_leader);
+        let requires = self.call.requires_leader;
         let over = tokio::select! {
             over = self.serve() => over,
-            () = answers.closed() => Over::Gone,
             () = lifecycle.draining() => Over::Failed(stopped()),
             status = leader::lost(lifecycle, streams.election_timeout), if requires => Over::Failed(status),
         };
-        if let Over::Failed(status) = over {
-            // The client may be gone.
-            let _ = answers.send(Err(status)).await;
-        }
+        self.outgoing.end(over).await;
     }
 
     async fn serve(&mut self) -> Over {
         loop {
-            let Some(Ok(first)) = self.requests.next().await else {
+            let first = tokio::select! {
+                biased;
+                over = self.outgoing.lost() => return over,
+                first = self.requests.next() => first,
+            };
+            let Some(Ok(first)) = first else {
                 return Over::Gone;
             };
             let mut batch = vec![LeaseId(first.id)];
@@ -199,8 +205,7 @@ impl KeepAliveStream {
             id: id.0,
             ttl,
         };
-        let sent = self.answers.send(Ok(answer)).await;
-        sent.map_err(|_| Over::Gone)
+        self.outgoing.send(answer, None).await
     }
 
     async fn prove(&self) -> Result<Proof, Over> {

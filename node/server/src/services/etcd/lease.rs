@@ -11,7 +11,6 @@ use pb::lease_client::LeaseClient;
 use pb::lease_server::Lease;
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::time::{Instant, timeout_at};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -24,6 +23,7 @@ use crate::convert::kv::mismatch;
 use crate::forward::Repeat;
 use crate::metrics::Metrics;
 use crate::random;
+use crate::services::pages::Pages;
 
 /// The most leases of one answer.
 const MAX_LISTED: usize = 1_000_000;
@@ -36,7 +36,7 @@ pub(crate) struct LeaseService {
 
 #[tonic::async_trait]
 impl Lease for LeaseService {
-    type LeaseKeepAliveStream = ReceiverStream<Result<pb::LeaseKeepAliveResponse, Status>>;
+    type LeaseKeepAliveStream = Pages<pb::LeaseKeepAliveResponse>;
 
     async fn lease_grant(
         &self,
@@ -59,7 +59,7 @@ impl Lease for LeaseService {
         let call = self.etcd.call(&request)?;
         let opened = keepalive::open(&self.streams, &call, request.into_inner()).await;
         let stream = opened.map_err(|failure| status_of(&self.etcd, &call, failure))?;
-        Ok(Response::new(stream))
+        Ok(stream.into_response())
     }
 
     async fn lease_time_to_live(

@@ -14,6 +14,7 @@ use tonic::{Request, Status, Streaming};
 
 use super::leader::REQUIRE_LEADER_METADATA_KEY;
 use super::naming::KEYSPACE_METADATA_KEY;
+use super::outgoing::Outgoing;
 use super::serve::{Call, EtcdServices, ON_ITS_WAY_PAUSE, name_of};
 use super::status::{self, Failure, is_final};
 use crate::forward::{self, is_elsewhere, is_on_its_way, once_for};
@@ -128,8 +129,9 @@ impl<Q, A> Elsewhere<Q, A> {
         self,
         lifecycle: Arc<Lifecycle>,
         mut requests: R,
-        answers: mpsc::Sender<Result<A, Status>>,
+        mut outgoing: Outgoing<A>,
     ) where
+        A: prost::Message,
         R: Stream<Item = Result<Q, Status>> + Send + Unpin,
     {
         let Self {
@@ -151,26 +153,30 @@ impl<Q, A> Elsewhere<Q, A> {
         };
         let down = async {
             loop {
-                let Ok(room) = answers.reserve().await else {
-                    return Over::Gone;
+                if let Err(over) = outgoing.wait_for_room().await {
+                    return over;
+                }
+                let message = tokio::select! {
+                    biased;
+                    over = outgoing.lost() => return over,
+                    message = from.message() => message,
                 };
-                match from.message().await {
-                    Ok(Some(answer)) => room.send(Ok(answer)),
-                    Ok(None) => return Over::Gone,
-                    Err(status) => return Over::Failed(passed_on(status)),
+                let passed = match message {
+                    Ok(Some(answer)) => outgoing.pass_on(answer).await,
+                    Ok(None) => Err(Over::Gone),
+                    Err(status) => Err(Over::Failed(passed_on(status))),
+                };
+                if let Err(over) = passed {
+                    return over;
                 }
             }
         };
         let over = tokio::select! {
             over = down => over,
             () = up => Over::Gone,
-            () = answers.closed() => Over::Gone,
             () = lifecycle.draining() => Over::Failed(stopped()),
         };
-        if let Over::Failed(status) = over {
-            // The client may be gone.
-            let _ = answers.send(Err(status)).await;
-        }
+        outgoing.end(over).await;
     }
 }
 

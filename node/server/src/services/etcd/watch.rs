@@ -10,7 +10,6 @@ use pb::watch_client::WatchClient;
 use pb::watch_server::Watch;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::interval;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::leader;
@@ -24,6 +23,7 @@ use crate::keyspaces::hub::{Hub, Subscription};
 use crate::metrics::set;
 use crate::page_budget::PageBudget;
 use crate::reads::{ReadKind, Readers};
+use crate::services::pages::Pages;
 
 /// The most watch streams of a node.
 const MAX_STREAMS: usize = 20_000;
@@ -49,6 +49,8 @@ pub(crate) struct WatchServices {
     pub(crate) readers: Readers,
     /// The budget of pages of the past that are on their way to clients.
     pub(crate) pages: PageBudget,
+    /// The budget of large answers that clients have not fetched.
+    answers: Arc<PageBudget>,
     pub(crate) slots: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     election_timeout: Duration,
@@ -59,7 +61,7 @@ impl WatchServices {
         etcd: Arc<EtcdServices>,
         hub: Arc<Hub>,
         readers: Readers,
-        pages: PageBudget,
+        (pages, answers): (PageBudget, Arc<PageBudget>),
         election_timeout: Duration,
     ) -> Self {
         Self {
@@ -67,6 +69,7 @@ impl WatchServices {
             hub,
             readers,
             pages,
+            answers,
             slots: Arc::new(Semaphore::new(MAX_WATCHES)),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             election_timeout,
@@ -90,6 +93,8 @@ impl WatchServices {
             let (feeds, bytes) = self.hub.size();
             set(&metrics.feeds, feeds as u64);
             set(&metrics.feed_bytes, bytes as u64);
+            let unfetched = self.pages.used() + self.answers.used();
+            set(&metrics.unfetched_bytes, unfetched as u64);
         }
     }
 
@@ -125,7 +130,7 @@ pub(crate) struct WatchService(pub(crate) Arc<WatchServices>);
 
 #[tonic::async_trait]
 impl Watch for WatchService {
-    type WatchStream = ReceiverStream<Result<pb::WatchResponse, Status>>;
+    type WatchStream = Pages<pb::WatchResponse>;
 
     async fn watch(
         &self,
@@ -135,7 +140,7 @@ impl Watch for WatchService {
         let call = services.etcd.call(&request)?;
         let opened = self.open(&call, request.into_inner()).await;
         let stream = opened.map_err(|failure| status_of(&services.etcd, &call, failure))?;
-        Ok(Response::new(stream))
+        Ok(stream.into_response())
     }
 }
 
@@ -156,14 +161,12 @@ impl WatchService {
             },
         );
         let opened = opened.await?;
-        let (outgoing, stream) = Outgoing::new();
+        let (outgoing, stream) = Outgoing::new(Arc::clone(&services.answers));
         let lifecycle = Arc::clone(&services.etcd.lifecycle);
         match opened {
             Opened::There(elsewhere) => {
                 tokio::spawn(async move {
-                    elsewhere
-                        .relay(lifecycle, requests, outgoing.into_sender())
-                        .await;
+                    elsewhere.relay(lifecycle, requests, outgoing).await;
                     drop(slot);
                 });
             }

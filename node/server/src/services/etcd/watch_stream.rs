@@ -12,6 +12,7 @@ use changes::{End, PageLimits, Response, Spans, Step, Watches, read_page, read_p
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use keyspace::{Event, KeyValue, Refusal};
 use pb::watch_request::RequestUnion;
+use prost::Message as _;
 use raft::StoreError;
 use replica::PairReader;
 use shardkv::{KvError, read_keyspaces};
@@ -19,7 +20,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tonic::Status;
 
-use super::outgoing::Outgoing;
+use super::outgoing::{Outgoing, SMALL_BYTES};
 use super::status;
 use super::store::Identity;
 use super::streams::{Over, moved};
@@ -37,8 +38,12 @@ const PAGE: PageLimits = PageLimits {
     visited: 20_000,
     bytes: 1 << 20,
 };
+/// The bytes of pairs before the events of one message, unless a revision has more.
+const PREVIOUS_BYTES: usize = 1 << 20;
 /// The most bytes of pairs before the events of one message.
 const MAX_PREVIOUS_BYTES: usize = 32 << 20;
+/// The memory of an event of a message beside its key and value, or of a pair before it.
+const EVENT_BYTES: usize = 128;
 /// The pause before a read that was refused is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The least interval of notices of progress, as in etcd.
@@ -101,7 +106,7 @@ where
                 Step::End(why) => return Err(self.ended(why)),
                 Step::Wait => tokio::select! {
                     biased;
-                    () = self.outgoing.closed() => return Err(Over::Gone),
+                    over = self.outgoing.lost() => return Err(over),
                     request = self.requests.next(), if self.open => self.take(request).await?,
                     () = self.subscription.changed() => {}
                     _ = notices.tick() => self.watches.notify_progress(),
@@ -191,7 +196,7 @@ where
         let budget = &self.services.pages;
         let share = tokio::select! {
             biased;
-            () = self.outgoing.closed() => return Err(Over::Gone),
+            over = self.outgoing.lost() => return Err(over),
             share = budget.take(PAGE.bytes) => share,
         };
         let Ok(share) = share else {
@@ -246,7 +251,7 @@ where
                 fragment,
             } => return self.events(id, revision, events, (prev_kv, fragment)).await,
         };
-        self.outgoing.send(message).await
+        self.outgoing.send(message, None).await
     }
 
     /// Sends events. All but the first message may have to wait, for a limited time.
@@ -259,8 +264,8 @@ where
     ) -> Result<(), Over> {
         while !events.is_empty() {
             self.outgoing.room().await?;
-            let mut previous = Vec::new();
-            let mut rest = Vec::new();
+            let (mut previous, mut rest) = (Vec::new(), Vec::new());
+            let mut share;
             if prev_kv && events.iter().any(has_previous) {
                 let read = self.previous(events).await?;
                 events = read.0;
@@ -268,7 +273,9 @@ where
                     return self.cancel_too_large(id, revision).await;
                 };
                 rest = events.split_off(pairs.len());
-                previous = pairs;
+                (previous, share) = (pairs, read.2);
+            } else {
+                share = self.outgoing.share(bytes_of(&events)).await?;
             }
             // What is left out has higher revisions.
             let last = events
@@ -277,36 +284,68 @@ where
             let through = if rest.is_empty() { revision } else { last };
             let sent = events.len() as u64;
             let message = messages::events(self.header(through), id, events, previous);
-            let parts = if fragment {
-                messages::fragments(message)
-            } else {
-                vec![message]
-            };
-            for part in parts {
-                self.outgoing.send(part).await?;
+            if let Some(share) = &mut share {
+                share.shrink(message.encoded_len());
             }
+            self.parts(message, fragment, share).await?;
             self.services.etcd.metrics.watches.events.inc_by(sent);
             events = rest;
         }
         Ok(())
     }
 
-    /// Reads the pairs before events, and returns the events, too.
+    /// Sends a message, in parts if its watch allows that. The last part keeps the share of all.
+    async fn parts(
+        &mut self,
+        message: pb::WatchResponse,
+        fragment: bool,
+        mut share: Option<PageShare>,
+    ) -> Result<(), Over> {
+        let parts = if fragment {
+            messages::fragments(message)
+        } else {
+            vec![message]
+        };
+        for part in parts {
+            let share = if part.fragment { None } else { share.take() };
+            self.outgoing.send(part, share).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the pairs before events, and returns the events and the share of the message, too.
     async fn previous(
         &mut self,
         events: Vec<Event>,
-    ) -> Result<(Vec<Event>, Option<Vec<Option<KeyValue>>>), Over> {
+    ) -> Result<(Vec<Event>, Option<Vec<Option<KeyValue>>>, Option<PageShare>), Over> {
         let place = self.identity.place;
+        let own = bytes_of(&events);
         let events = Arc::new(events);
+        let mut most = PREVIOUS_BYTES;
+        let mut share = self.outgoing.share_now(own + most);
+        if share.is_none() && own < SMALL_BYTES {
+            // Others hold the budget. A small answer needs no share, so slow clients don't hold it up.
+            most = SMALL_BYTES - own;
+        }
         loop {
-            let asked = Arc::clone(&events);
-            let read = move |reader: &dyn PairReader| {
-                read_previous(reader, place, &asked, MAX_PREVIOUS_BYTES)
-            };
-            if let Some(pairs) = self.read(read).await? {
-                return Ok((Arc::unwrap_or_clone(events), pairs));
+            if share.is_none() && own + most > SMALL_BYTES {
+                share = self.outgoing.share(own + most).await?;
             }
-            self.pause().await?;
+            let asked = Arc::clone(&events);
+            let read = move |reader: &dyn PairReader| read_previous(reader, place, &asked, most);
+            match self.read(read).await? {
+                Some(None) if most < MAX_PREVIOUS_BYTES => {
+                    // Given back first: two shares of one answer could wait for each other.
+                    share = None;
+                    most = if most < PREVIOUS_BYTES {
+                        PREVIOUS_BYTES
+                    } else {
+                        MAX_PREVIOUS_BYTES
+                    };
+                }
+                Some(pairs) => return Ok((Arc::unwrap_or_clone(events), pairs, share)),
+                None => self.pause().await?,
+            }
         }
     }
 
@@ -318,7 +357,7 @@ where
             cancel_reason: Refusal::RequestTooLarge.to_string(),
             ..messages::canceled(self.header(revision), id)
         };
-        self.outgoing.send(message).await
+        self.outgoing.send(message, None).await
     }
 
     /// Reads the keyspace on a reader thread; `None` if too many reads wait.
@@ -333,7 +372,7 @@ where
             .read(move |state| read_keyspaces(state, shard, read));
         let done = tokio::select! {
             biased;
-            () = self.outgoing.closed() => return Err(Over::Gone),
+            over = self.outgoing.lost() => return Err(over),
             done = reading => done,
         };
         served(done)
@@ -342,7 +381,7 @@ where
     async fn pause(&mut self) -> Result<(), Over> {
         tokio::select! {
             biased;
-            () = self.outgoing.closed() => Err(Over::Gone),
+            over = self.outgoing.lost() => Err(over),
             () = sleep(PAUSE) => Ok(()),
         }
     }
@@ -362,6 +401,12 @@ where
     fn refused(&self, refusal: Refusal) -> Over {
         Over::Failed(status::refused(refusal, &self.name))
     }
+}
+
+/// Returns the approximate memory of events in a message, without the pairs before them.
+fn bytes_of(events: &[Event]) -> usize {
+    let bytes = |event: &Event| 2 * EVENT_BYTES + event.kv.key.len() + event.kv.value.len();
+    events.iter().map(bytes).sum()
 }
 
 /// Returns true if a key may have existed before the event.
