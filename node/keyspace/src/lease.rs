@@ -39,6 +39,7 @@ pub(crate) fn grant(
     place: Place,
     id: LeaseId,
     ttl: i64,
+    limits: &Limits,
     record: &mut Record,
     store: &mut dyn Store,
 ) -> Result<LeaseRow, Failure> {
@@ -54,7 +55,11 @@ pub(crate) fn grant(
     }
     let next = record.grants.checked_add(1);
     let grant = next.ok_or_else(|| damaged("a keyspace", &"no number is left for a grant"))?;
+    if record.leases >= limits.max_leases.into() {
+        return Err(Refusal::TooManyRequests.into());
+    }
     record.charge(LEASE_BYTES)?;
+    record.leases += 1;
     record.grants = grant;
     let row = LeaseRow {
         ttl: ttl.max(MIN_LEASE_TTL),
@@ -64,6 +69,14 @@ pub(crate) fn grant(
     };
     store.put(stored, row.encode());
     Ok(row)
+}
+
+/// Takes a revoked lease out of the record.
+pub(crate) fn revoked(record: &mut Record) -> Result<(), StoreError> {
+    let left = record.leases.checked_sub(1);
+    record.leases =
+        left.ok_or_else(|| damaged("a keyspace", &"it counts fewer leases than it has"))?;
+    record.release(LEASE_BYTES)
 }
 
 /// Drafts the revoke of a lease: its keys are deleted in their order, in one revision. Without keys there is no new revision.

@@ -23,6 +23,8 @@ pub struct Limits {
     pub max_visited: u32,
     /// The most keys of a lease. Their bytes are bounded by `max_write_bytes`, so that a revoke is one write.
     pub max_lease_keys: u32,
+    /// The most leases of a keyspace: the leader holds a timer for each in memory.
+    pub max_leases: u32,
     /// The most rows that one step of clearing visits.
     pub max_clear_rows: u32,
     /// The most keyspaces of a shard.
@@ -38,6 +40,7 @@ impl Default for Limits {
             max_write_bytes: 16 << 20,
             max_visited: 200_000,
             max_lease_keys: 10_000,
+            max_leases: 100_000,
             max_clear_rows: 500,
             max_keyspaces: 10_000,
         }
@@ -53,6 +56,7 @@ impl Limits {
             max_write_bytes,
             max_visited,
             max_lease_keys,
+            max_leases,
             max_clear_rows,
             max_keyspaces,
         } = *self;
@@ -63,6 +67,7 @@ impl Limits {
             max_write_bytes,
             max_visited,
             max_lease_keys,
+            max_leases,
             max_clear_rows,
             max_keyspaces,
         ] {
@@ -77,7 +82,8 @@ impl Limits {
             max_changes: input.number_u32("change limit")?,
             max_write_bytes: input.number_u32("write limit")?,
             max_visited: input.number_u32("visit limit")?,
-            max_lease_keys: input.number_u32("lease limit")?,
+            max_lease_keys: input.number_u32("lease key limit")?,
+            max_leases: input.number_u32("lease limit")?,
             max_clear_rows: input.number_u32("clear limit")?,
             max_keyspaces: input.number_u32("keyspace limit")?,
         })

@@ -166,7 +166,8 @@ impl Machine<'_> {
             }
             Write::Clear => self.clear(),
             Write::Grant { id, ttl } => {
-                let row = lease::grant(self.place, *id, *ttl, self.record, self.store)?;
+                let row =
+                    lease::grant(self.place, *id, *ttl, self.limits, self.record, self.store)?;
                 self.effects.push(Effect::Granted {
                     id: *id,
                     ttl: row.ttl,
@@ -183,7 +184,7 @@ impl Machine<'_> {
                 let finished =
                     lease::revoke(self.place, *id, self.record, self.limits, self.store)?;
                 self.commit(finished)?;
-                self.record.release(lease::LEASE_BYTES)?;
+                lease::revoked(self.record)?;
                 self.effects.push(Effect::Revoked { id: *id });
                 Ok(self.done())
             }

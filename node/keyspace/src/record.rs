@@ -144,6 +144,8 @@ pub struct Record {
     pub bytes: u64,
     /// The number of leases that were ever granted, which is the number of the last grant.
     pub(crate) grants: u64,
+    /// The number of leases.
+    pub(crate) leases: u64,
     /// The place of the next event that clearing visits: a revision and a position in it.
     pub(crate) clear_at: (i64, u32),
     /// The last row that clearing has removed, once the keyspace is deleted: its table and its key.
@@ -165,6 +167,7 @@ impl Record {
             clearing: false,
             bytes: 0,
             grants: 0,
+            leases: 0,
             clear_at: (0, 0),
             cleared: None,
             refused_bytes: 0,
@@ -225,7 +228,8 @@ impl Record {
             .number(self.clear_at.1.into())
             .number(self.bytes)
             .number(self.refused_bytes)
-            .number(self.grants);
+            .number(self.grants)
+            .number(self.leases);
         if let Some((table, key)) = &self.cleared {
             out.byte(table.number()).bytes(key);
         } else {
@@ -250,6 +254,7 @@ impl Record {
                 bytes: input.number("bytes")?,
                 refused_bytes: input.number("refused bytes")?,
                 grants: input.number("grants")?,
+                leases: input.number("leases")?,
                 cleared: decode_cleared(input)?,
             })
         })

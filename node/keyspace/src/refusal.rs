@@ -61,7 +61,7 @@ pub enum Refusal {
     /// A lease may not live so long.
     #[error("etcdserver: too large lease TTL")]
     LeaseTtlTooLarge,
-    /// A read is over its share of bytes.
+    /// A read is over its share of bytes, or the keyspace has as many leases as it may.
     #[error("etcdserver: too many requests")]
     TooManyRequests,
 

@@ -342,6 +342,26 @@ fn a_raised_quota_ends_the_alarm() {
 }
 
 #[test]
+fn a_keyspace_has_as_many_leases_as_the_limit() {
+    let mut keyspace = fresh();
+    keyspace.limits.max_leases = 2;
+    keyspace.grant(1, 10).unwrap();
+    keyspace.grant(2, 10).unwrap();
+    let grant = |id| Write::Grant {
+        id: LeaseId(id),
+        ttl: 10,
+    };
+    let before = keyspace.record();
+    assert_eq!(keyspace.refusal(grant(3)), Some(Refusal::TooManyRequests));
+    assert_eq!(keyspace.record(), before);
+    // A lease that exists is told first, and a revoke makes room.
+    assert_eq!(keyspace.refusal(grant(2)), Some(Refusal::LeaseExists));
+    keyspace.ok(Write::Revoke { id: LeaseId(1) });
+    keyspace.ok(grant(3));
+    assert_eq!(keyspace.refusal(grant(1)), Some(Refusal::TooManyRequests));
+}
+
+#[test]
 fn a_lease_holds_as_many_keys_and_bytes_as_the_limit() {
     let mut keyspace = fresh();
     keyspace.grant(1, 10).unwrap();
