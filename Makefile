@@ -98,7 +98,7 @@ test-suites: build ## Run etcd's and Kubernetes' own tests of their store on key
 	@.ci/kube-storage "$(bin)" etcd3
 
 .PHONY: bench-etcd
-bench-etcd: build ## Measure a keyspace and a real etcd with the same load, three members each (ARGS: -seconds 5 -rounds 2 -only put)
+bench-etcd: build ## Measure a keyspace and a real etcd with the same load, three members each (ARGS: -seconds 5 -rounds 2 -only put|event|memory)
 	deploy/kube/build etcd
 	@. deploy/kube/lib.sh && cd .ci/etcd && go run ./load -etcd "$$cache/bin/etcd" -bin "$(abspath $(bin))" $(ARGS)
 

@@ -4,7 +4,8 @@
 //
 // Both have three members with synced logs. The load speaks etcd's API to both, over eight connections that are spread over the
 // members. Each measure runs in turns: etcd, keyspace, keyspace, etcd. The table has calls per second and latencies, over all
-// rounds, and the ratio of the keyspace to etcd. The load and the six servers share the machine's cores.
+// rounds, and the ratio of the keyspace to etcd. For events of watches, a call is one event at one watcher, and its latency is the
+// time since the put began. At the end stands the memory that idle watches take in all servers (-only memory). The load and the six servers share the machine's cores.
 package main
 
 import (
@@ -20,7 +21,6 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
 
 	"shardkv.dev/ci/etcd/process"
 )
@@ -83,23 +83,50 @@ func run(etcd, bin string, turn time.Duration, rounds int, only string) error {
 	}
 	fmt.Println("| load | etcd calls/s | p50 | p99 | keyspace calls/s | p50 | p99 | ratio |")
 	fmt.Println("|---|---|---|---|---|---|---|---|")
-	for _, measure := range measures() {
+	for _, measure := range loads() {
 		if !strings.HasPrefix(measure.name, only) {
 			continue
 		}
 		found := [2]*result{{}, {}}
-		for round := range rounds {
-			for turnOf := range 2 {
-				// The order changes, so that neither side is always the second.
-				at := (round + turnOf) % 2
-				if err := sides[at].load(measure, turn, found[at]); err != nil {
-					return fmt.Errorf("%s, %s: %w", measure.name, sides[at].name, err)
-				}
-			}
+		err := inTurns(sides, rounds, func(at int) error { return measure.load(sides[at], turn, found[at]) })
+		if err != nil {
+			return fmt.Errorf("%s, %w", measure.name, err)
 		}
 		etcds, ours := found[0], found[1]
 		fmt.Printf("| %s | %s | %s | %.2f |\n", measure.name, etcds, ours, ours.rate()/etcds.rate())
 	}
+	if strings.HasPrefix("memory", only) {
+		return memory(sides, rounds)
+	}
+	return nil
+}
+
+// inTurns calls for one side and the other. The order changes, so that neither side is always the second.
+func inTurns(sides []*side, rounds int, do func(at int) error) error {
+	for round := range rounds {
+		for turnOf := range 2 {
+			at := (round + turnOf) % 2
+			if err := do(at); err != nil {
+				return fmt.Errorf("%s: %w", sides[at].name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// memory prints by how much idle watches let the memory of the servers grow.
+func memory(sides []*side, rounds int) error {
+	var found [2][]int64
+	err := inTurns(sides, rounds, func(at int) error {
+		grown, err := sides[at].idle()
+		found[at] = append(found[at], grown)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("idle watches, %w", err)
+	}
+	fmt.Printf("\nMemory for %d idle watches, over all members: etcd %s, keyspace %s.\n",
+		idleWatches, mebibytes(found[0]), mebibytes(found[1]))
 	return nil
 }
 
@@ -132,11 +159,8 @@ func (s *side) load(m measure, turn time.Duration, into *result) error {
 
 // each makes calls with all clients while `more` says so.
 func (s *side) each(m measure, more func(number int) bool, into *result) error {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(s.context())
 	defer cancel()
-	if s.keyspace != "" {
-		ctx = metadata.AppendToOutgoingContext(ctx, "shardkv-keyspace", s.keyspace)
-	}
 	var wait sync.WaitGroup
 	var lock sync.Mutex
 	var failure error

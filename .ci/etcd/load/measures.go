@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
@@ -14,6 +15,24 @@ type measure struct {
 	clients int
 	// Makes the call with a number, which differs from those of other calls.
 	call func(ctx context.Context, kv pb.KVClient, number int) error
+}
+
+// load is what is measured of a side for some time.
+type load struct {
+	name string
+	load func(s *side, turn time.Duration, into *result) error
+}
+
+// loads returns all loads in the order of the table.
+func loads() []load {
+	var all []load
+	for _, of := range measures() {
+		all = append(all, load{of.name, func(s *side, turn time.Duration, into *result) error { return s.load(of, turn, into) }})
+	}
+	for _, of := range []fanOut{1, 100, 10_000} {
+		all = append(all, load{of.name(), of.load})
+	}
+	return all
 }
 
 func measures() []measure {

@@ -42,6 +42,7 @@ func EtcdCluster(program string) (*Server, error) {
 			server.Stop()
 			return nil, err
 		}
+		server.pids = append(server.pids, etcd.Process.Pid)
 		ended := make(chan error, 1)
 		go func() { ended <- etcd.Wait() }()
 		ends = append(ends, ended)

@@ -19,6 +19,8 @@ type Server struct {
 	Addresses []string
 	// Ends the server and removes its data.
 	Stop func()
+	// The processes that were started.
+	pids []int
 }
 
 // Etcd starts an etcd of one member with an empty directory.
@@ -61,7 +63,7 @@ func startEtcd(program string) (*Server, error) {
 		stop()
 		return nil, err
 	}
-	return &Server{Addresses: []string{client}, Stop: stop}, nil
+	return &Server{Addresses: []string{client}, Stop: stop, pids: []int{etcd.Process.Pid}}, nil
 }
 
 // healthy waits until etcd says that it is healthy.

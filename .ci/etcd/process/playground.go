@@ -77,7 +77,7 @@ func startPlayground(bin, groups, replicas string) (*Playground, error) {
 		stop()
 		return nil, fmt.Errorf("the playground doesn't start: %w", err)
 	}
-	playground := &Playground{Server: Server{Stop: stop}, cli: cli}
+	playground := &Playground{Server: Server{Stop: stop, pids: []int{command.Process.Pid}}, cli: cli}
 	for _, node := range ready.Nodes {
 		playground.Addresses = append(playground.Addresses, node.Address)
 		if node.Gid != 0 {
