@@ -25,6 +25,7 @@
 mod clearing;
 mod compacting;
 mod feed;
+mod intervals;
 mod leases;
 mod page;
 mod spans;

@@ -38,15 +38,19 @@ pub(crate) struct View {
 }
 
 impl View {
+    /// Returns true if the node knows a leader of its group.
+    fn has_leader(&self) -> bool {
+        let status = self.status.as_ref();
+        status.is_some_and(|status| status.role == Role::Leader || status.leader.is_some())
+    }
+
     /// Returns true if the node is a member of a group that has a leader at this moment.
     pub(crate) fn is_serving(&self) -> bool {
         let Some(status) = &self.status else {
             return false;
         };
         let member = status.membership.get(status.node).is_some();
-        self.phase == Phase::Running
-            && member
-            && (status.role == Role::Leader || status.leader.is_some())
+        self.phase == Phase::Running && member && self.has_leader()
     }
 }
 
@@ -54,8 +58,9 @@ impl View {
 pub(crate) struct Lifecycle {
     node: NodeId,
     view: watch::Sender<View>,
-    /// A channel beside the view, because all streams wait for it and must not wake at each change of the view.
+    /// Channels beside the view, because all streams wait for them and must not wake at each change of the view.
     draining: watch::Sender<bool>,
+    has_leader: watch::Sender<bool>,
     stopped: watch::Sender<bool>,
     /// Takes the first error that ends the process.
     failure: Mutex<Option<oneshot::Sender<Fatal>>>,
@@ -73,6 +78,7 @@ impl Lifecycle {
             node,
             view: watch::Sender::new(view),
             draining: watch::Sender::new(false),
+            has_leader: watch::Sender::new(false),
             stopped: watch::Sender::new(false),
             failure: Mutex::new(Some(failure)),
         }
@@ -120,6 +126,14 @@ impl Lifecycle {
             }
             changes
         });
+        let has_leader = self.view.borrow().has_leader();
+        let changes = |has: &mut bool| std::mem::replace(has, has_leader) != has_leader;
+        self.has_leader.send_if_modified(changes);
+    }
+
+    /// Subscribes to whether the node knows a leader of its group.
+    pub(crate) fn watch_leader(&self) -> watch::Receiver<bool> {
+        self.has_leader.subscribe()
     }
 
     /// Ends the process in order with this error. Only the first error counts.
@@ -187,7 +201,54 @@ mod tests {
 
     use futures::FutureExt as _;
 
+    use raft::{EntryId, Index, Membership, Term};
+    use replica::StateComparison;
+    use types::LogTime;
+
     use super::*;
+
+    fn status(leader: Option<u64>, commit: u64) -> Arc<Status> {
+        Arc::new(Status {
+            node: NodeId(1),
+            role: Role::Follower,
+            term: Term(2),
+            leader: leader.map(NodeId),
+            commit_index: Index(commit),
+            last_applied: Index(commit),
+            applied_term: Term(2),
+            group_commit: None,
+            compacted: EntryId::default(),
+            last_index: Index(commit),
+            membership: Membership::nobody(),
+            progress: Vec::new(),
+            pending_requests: 0,
+            elections_started: 0,
+            snapshots: (0, 0, 0),
+            kept_log_bytes: 0,
+            disk_low: false,
+            log_time: LogTime(0),
+            feature_level: 0,
+            comparison: StateComparison::default(),
+            lease_disagreement: Vec::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn those_that_need_a_leader_wake_only_when_it_is_lost_or_found() {
+        let (failure, _failed) = oneshot::channel();
+        let lifecycle = Lifecycle::new(NodeId(1), failure);
+        let mut leader = lifecycle.watch_leader();
+        let mut told = |of: Option<u64>, commit| {
+            lifecycle.publish(status(of, commit), None);
+            let woken = leader.has_changed().unwrap();
+            (woken, *leader.borrow_and_update())
+        };
+        assert_eq!(told(None, 1), (false, false));
+        assert_eq!(told(Some(2), 1), (true, true));
+        assert_eq!(told(Some(2), 2), (false, true));
+        assert_eq!(told(Some(3), 3), (false, true));
+        assert_eq!(told(None, 3), (true, false));
+    }
 
     #[tokio::test]
     async fn a_wait_ends_when_the_node_drains() {

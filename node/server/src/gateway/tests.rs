@@ -8,6 +8,8 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use prost::Message;
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tonic::Status;
 use tonic::body::Body;
@@ -16,6 +18,8 @@ use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use super::frames::{Frames, framed};
 use super::{GatewayLayer, Grpc};
+use crate::page_budget::PageBudget;
+use crate::services::unfetched::{self, Unfetched};
 
 /// Returns a response of gRPC with these messages and this end.
 fn grpc(messages: &[Bytes], end: &Status) -> Response<Body> {
@@ -185,6 +189,31 @@ async fn a_stream_is_a_line_for_each_answer_and_one_for_its_error() {
     let (status, text) = post("/v3/lease/keepalive", "{}").await;
     let refused = r#"{"error":{"code":12,"message":"nope"}}"#;
     assert_eq!((status, text), (501, refused.to_owned()));
+}
+
+/// What the answers of a stream have taken of a budget is given back as their lines go, not when the stream ends.
+#[tokio::test]
+async fn a_stream_gives_its_shares_back_as_its_lines_are_taken() {
+    let budget = PageBudget::new(1 << 20, Duration::from_secs(1));
+    let unfetched = Arc::new(Unfetched::default());
+    unfetched.keep(budget.take_now(1 << 20));
+    // The stream that makes the answers holds it, too.
+    let held = Arc::clone(&unfetched);
+    let service = service_fn(move |_: Request<Body>| {
+        let held = Arc::clone(&held);
+        async move {
+            let mut response = grpc(&[Bytes::new()], &Status::ok(""));
+            response.extensions_mut().insert(held);
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let request = Request::post("/v3/watch").body(Body::default()).unwrap();
+    let response = GatewayLayer.layer(service).oneshot(request).await.unwrap();
+    assert_eq!(budget.used(), 1 << 20);
+    let body = unfetched::response(response).into_body();
+    let text = body.collect().await.unwrap().to_bytes();
+    assert_eq!(text, "{\"result\":{}}\n");
+    assert_eq!(budget.used(), 0);
 }
 
 /// JSON that is cut at any place is read as a whole, and a fault in it is told although the services see only a broken stream.

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::v1::ErrorDetail;
-use keyspace::{AutoCompaction, Lease, LeaseId, Place};
+use keyspace::{AutoCompaction, Place};
 use raft::{StoreError, Term};
 use replica::PairReader;
-use shardkv::{KvError, Ownership, read_keyspaces};
+use shardkv::{Ownership, read_keyspaces};
 use tokio::time::sleep;
 use types::{ConfigNum, ShardId};
 
 use super::clearing::Clearer;
 use super::lessor::Lessor;
+use super::loading::{Queue, read_parts};
 use crate::metrics::Metrics;
 use crate::reads::{ReadKind, Readers};
 use crate::routing::Routing;
@@ -22,7 +23,7 @@ use crate::services::etcd::store::Keyspaces;
 
 /// The shards whose keyspaces are listed in one read.
 pub(super) const SHARDS_OF_A_READ: usize = 256;
-/// The leases, and the keyspaces of a shard, of one read.
+/// The keyspaces of a shard of one read.
 const PAGE: usize = 1_000;
 /// The pause before a failed read is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -62,26 +63,28 @@ impl LeaderTasks {
     pub(crate) async fn load(self: Arc<Self>) {
         let mut terms = self.lessor.watch_term();
         let mut owned = self.routing.watch_ownership();
-        let mut loaded: BTreeMap<ShardId, ConfigNum> = BTreeMap::new();
+        let mut listed: BTreeMap<ShardId, ConfigNum> = BTreeMap::new();
+        let mut queue = Queue::default();
         let mut of = None;
         loop {
             let term = *terms.borrow_and_update();
             let ownership = Arc::clone(&owned.borrow_and_update());
             if of != term {
                 of = term;
-                loaded.clear();
+                listed.clear();
+                queue.clear();
             }
-            loaded.retain(|shard, config| ownership.served_since(*shard) == Some(*config));
+            listed.retain(|shard, config| ownership.served_since(*shard) == Some(*config));
             let Some(term) = term else {
                 if terms.changed().await.is_err() {
                     return;
                 }
                 continue;
             };
-            let missing: Vec<_> = missing(&ownership, &loaded).collect();
+            let missing: Vec<_> = missing(&ownership, &listed).collect();
             for shards in missing.chunks(SHARDS_OF_A_READ) {
-                if self.load_shards(term, shards).await.is_ok() {
-                    loaded.extend(shards.iter().copied());
+                if self.list_leases(term, shards, &mut queue).await.is_ok() {
+                    listed.extend(shards.iter().copied());
                 } else {
                     sleep(PAUSE).await;
                 }
@@ -89,7 +92,17 @@ impl LeaderTasks {
                     break;
                 }
             }
-            let complete = missing.iter().all(|(shard, _)| loaded.contains_key(shard));
+            let unchanged = || {
+                let changed = [terms.has_changed(), owned.has_changed()];
+                changed.iter().all(|changed| matches!(changed, Ok(false)))
+            };
+            while !queue.is_empty() && unchanged() {
+                if self.load_turn(term, &mut queue).await.is_err() {
+                    sleep(PAUSE).await;
+                }
+            }
+            let complete =
+                queue.is_empty() && missing.iter().all(|(shard, _)| listed.contains_key(shard));
             tokio::select! {
                 changed = terms.changed() => if changed.is_err() { return },
                 changed = owned.changed() => if changed.is_err() { return },
@@ -116,52 +129,56 @@ impl LeaderTasks {
         listed.await
     }
 
-    async fn load_shards(
+    /// Lists the keyspaces of shards, and adds those whose leases are to be read, from the beginning.
+    async fn list_leases(
         &self,
         term: Term,
         shards: &[(ShardId, ConfigNum)],
+        queue: &mut Queue,
     ) -> Result<(), ErrorDetail> {
-        for listed in self.list_shards(shards).await? {
+        let all = self.list_shards(shards).await?;
+        for (shard, _) in shards {
+            queue.drop_shard(*shard);
+        }
+        for listed in all {
             let place = listed.place;
             if listed.leaves {
                 self.clearer.add(term, place);
             }
             if !listed.deleted && self.lessor.begin(term, place, listed.config) {
-                self.load_keyspace(term, place).await?;
+                queue.add(place);
             }
         }
         Ok(())
     }
 
-    async fn load_keyspace(&self, term: Term, place: Place) -> Result<(), ErrorDetail> {
-        let mut after: Option<LeaseId> = None;
-        loop {
-            let read = self.readers.read(move |state| {
-                read_keyspaces(state, place.shard, |reader| {
-                    keyspace::read_leases(reader, place, after, PAGE)
-                })
-            });
-            let page: Result<Vec<Lease>, KvError> = read.await?;
-            // The shard went away meanwhile.
-            let Ok(page) = page else {
-                return Ok(());
-            };
-            let last = page.len() < PAGE;
-            after = page.last().map(|lease| lease.id);
-            self.lessor.load(term, place, &page, last);
-            if last {
-                return Ok(());
-            }
+    /// Reads the next leases.
+    async fn load_turn(&self, term: Term, queue: &mut Queue) -> Result<(), ErrorDetail> {
+        let parts = queue.turn();
+        let read = self.readers.read(move |state| {
+            read_parts(&parts, |place, after, limit| {
+                let leases = read_keyspaces(state, place.shard, |reader| {
+                    keyspace::read_leases(reader, place, after, limit)
+                })?;
+                // The shard went away meanwhile, and its timers end.
+                Ok(leases.unwrap_or_default())
+            })
+        });
+        let loaded = read.await?;
+        for part in &loaded {
+            self.lessor.load(term, part.place, &part.leases, part.last);
         }
+        queue.settle(&loaded);
+        Ok(())
     }
 }
 
-/// Returns the shards that are served, and whose leases are not loaded.
+/// Returns the shards that are served, and whose keyspaces are not listed.
 fn missing<'a>(
     ownership: &'a Ownership,
-    loaded: &'a BTreeMap<ShardId, ConfigNum>,
+    listed: &'a BTreeMap<ShardId, ConfigNum>,
 ) -> impl Iterator<Item = (ShardId, ConfigNum)> + 'a {
-    served(ownership).filter(|(shard, _)| !loaded.contains_key(shard))
+    served(ownership).filter(|(shard, _)| !listed.contains_key(shard))
 }
 
 /// Returns the shards that are served, with the configuration since which they are.

@@ -10,13 +10,15 @@ use shardkv::{KeyspaceChanges, Ownership};
 use tokio::sync::watch;
 use types::ConfigNum;
 
+use super::waiters::{Waiters, Waiting};
+
 /// Holds the timers. They run while this node leads its group.
 pub(crate) struct Lessor {
     owned: watch::Receiver<Arc<Ownership>>,
     timers: Mutex<Timers>,
     started: Instant,
-    /// Tells that a lease was revoked, that leases were loaded, or that this node began or ceased to lead.
-    changed: watch::Sender<()>,
+    /// The requests that wait until a lease was revoked or loaded, or until this node begins or ceases to lead.
+    waiters: Arc<Waiters>,
     /// The term in which this node leads.
     term: watch::Sender<Option<Term>>,
 }
@@ -29,7 +31,7 @@ impl Lessor {
             owned,
             timers: Mutex::new(Timers::new(grace)),
             started: Instant::now(),
-            changed: watch::Sender::new(()),
+            waiters: Arc::default(),
             term: watch::Sender::new(None),
         }
     }
@@ -48,23 +50,28 @@ impl Lessor {
         let now = self.now();
         let mut timers = self.lock();
         timers.lead(term);
-        let mut revoked = false;
         for change in &changes.changes {
             let place = change.place;
             if let Some(config) = ownership.served_since(place.shard) {
                 timers.note(place, config, &change.effects, now);
             }
-            revoked |= change
-                .effects
-                .iter()
-                .any(|effect| matches!(effect, Effect::Revoked { .. } | Effect::Deleted));
         }
         drop(timers);
         if led != term {
             self.term.send_replace(term);
+            self.waiters.all_changed();
+            return;
         }
-        if revoked || led != term {
-            self.changed.send_replace(());
+        for change in &changes.changes {
+            for effect in &change.effects {
+                match effect {
+                    Effect::Revoked { id } => self.waiters.lease_changed(change.place, *id),
+                    Effect::Created | Effect::Deleted => {
+                        self.waiters.keyspace_changed(change.place);
+                    }
+                    _ => {}
+                }
+            }
         }
     }
 
@@ -72,7 +79,7 @@ impl Lessor {
     pub(crate) fn keep_served(&self, ownership: &Ownership) {
         self.lock()
             .keep_served(|shard| ownership.served_since(shard));
-        self.changed.send_replace(());
+        self.waiters.all_changed();
     }
 
     /// Subscribes to the term in which this node leads.
@@ -80,9 +87,9 @@ impl Lessor {
         self.term.subscribe()
     }
 
-    /// Subscribes to changes after which a renewal that had to wait may be tried again.
-    pub(crate) fn watch(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
+    /// Begins to wait for a change of a lease after which a request that had to wait may be tried again.
+    pub(crate) fn wait(&self, place: Place, id: LeaseId) -> Waiting {
+        self.waiters.wait(place, id)
     }
 
     /// Begins with a keyspace, if the group serves its shard since this configuration and this node leads in this term.
@@ -108,7 +115,7 @@ impl Lessor {
         if last {
             timers.loaded(place);
             drop(timers);
-            self.changed.send_replace(());
+            self.waiters.keyspace_changed(place);
         }
     }
 
@@ -142,7 +149,7 @@ impl Lessor {
             timers.failed(expiry, now);
         }
         drop(timers);
-        self.changed.send_replace(());
+        self.waiters.lease_changed(expiry.place, expiry.id);
     }
 
     /// Returns the number of leases.

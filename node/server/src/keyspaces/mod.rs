@@ -9,6 +9,8 @@ mod expiry;
 pub(crate) mod hub;
 pub(crate) mod leader_tasks;
 pub(crate) mod lessor;
+mod loading;
+pub(crate) mod waiters;
 
 use std::sync::Arc;
 

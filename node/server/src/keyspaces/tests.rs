@@ -6,6 +6,7 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use changes::{End, Read, Renewal, Source as _};
+use futures::FutureExt as _;
 use keyspace::{Effect, Event, KeyValue, KeyspaceId, Lease, LeaseId, Place};
 use raft::Term;
 use shardkv::{KeyspaceChange, KeyspaceChanges, Ownership, Shard, ShardState};
@@ -205,6 +206,29 @@ fn timers_begin_only_where_the_shard_is_served_in_the_leaders_term() {
     assert_eq!(lessor.renew(PLACE, ONE), Renewal::Elsewhere);
     node.owns(None, Some(7));
     assert_eq!(lessor.len(), 0);
+}
+
+#[test]
+fn only_those_that_wait_for_a_lease_learn_that_it_is_gone() {
+    let node = Node::new();
+    let lessor = &node.followers.lessor;
+    node.owns(Some(4), Some(7));
+    let other = LeaseId(2);
+    let mut waiting = [ONE, other].map(|id| lessor.wait(PLACE, id));
+    let mut woken = || {
+        waiting
+            .each_mut()
+            .map(|it| it.changed().now_or_never().is_some())
+    };
+    node.change(2, vec![Effect::Revoked { id: ONE }], Some(7));
+    assert_eq!(woken(), [true, false]);
+    assert!(lessor.begin(Term(7), PLACE, ConfigNum(4)));
+    lessor.load(Term(7), PLACE, &[], true);
+    assert_eq!(woken(), [true, true]);
+    node.owns(Some(4), None);
+    assert_eq!(woken(), [true, true]);
+    node.change(3, vec![Effect::Revoked { id: other }], None);
+    assert_eq!(woken(), [false, false]);
 }
 
 /// Adds a keyspace to clear when it is woken.

@@ -49,4 +49,5 @@ mod shards;
 mod slow_links;
 mod storm;
 mod watch_bounds;
+mod watch_replicas;
 mod watches;

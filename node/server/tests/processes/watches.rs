@@ -87,6 +87,19 @@ impl Stream {
         })
     }
 
+    /// Makes a stream of its halves.
+    pub(crate) fn of(
+        requests: mpsc::Sender<pb::WatchRequest>,
+        answers: Streaming<pb::WatchResponse>,
+    ) -> Self {
+        Self { requests, answers }
+    }
+
+    /// Returns the half that sends requests.
+    pub(crate) fn asker(&self) -> mpsc::Sender<pb::WatchRequest> {
+        self.requests.clone()
+    }
+
     pub(crate) async fn ask(&self, union: RequestUnion) {
         let request_union = Some(union);
         let request = pb::WatchRequest { request_union };

@@ -21,6 +21,7 @@ use super::serve::{Call, EtcdServices};
 use super::status::Failure;
 use super::store::{Found, Freshness};
 use super::streams::{Opened, Over, status_of, stopped};
+use crate::keyspaces::waiters::Waiting;
 use crate::page_budget::PageBudget;
 use crate::services::pages::Pages;
 
@@ -172,20 +173,27 @@ impl KeepAliveStream {
         let mut proof = self.prove().await?;
         for id in batch {
             let deadline = Instant::now() + self.streams.patience;
+            let mut waiting: Option<Waiting> = None;
             loop {
                 // The client may have fetched the answer before this one late.
                 if !proof.is_young(self.streams.election_timeout) {
                     proof = self.prove_by(deadline).await?;
                 }
                 let lessor = &self.streams.etcd.lessor;
-                let mut changed = lessor.watch();
-                let ttl = match lessor.renew(proof.found.place, id) {
+                let place = proof.found.place;
+                let ttl = match lessor.renew(place, id) {
                     Renewal::Renewed { ttl } => ttl,
                     Renewal::Unknown => 0,
                     Renewal::Expired | Renewal::Loading | Renewal::Elsewhere => {
-                        let waited = wait(&mut changed, deadline).await;
-                        waited.map_err(|error| self.failed(error.into()))?;
-                        proof = self.prove().await?;
+                        match &mut waiting {
+                            Some(waiting) if waiting.is_for(place, id) => {
+                                let waited = wait(waiting, deadline).await;
+                                waited.map_err(|error| self.failed(error.into()))?;
+                                proof = self.prove().await?;
+                            }
+                            // It is tried again, so that no change before this is missed.
+                            _ => waiting = Some(lessor.wait(place, id)),
+                        }
                         continue;
                     }
                 };

@@ -7,7 +7,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::status::Failure;
-use crate::lifecycle::{Lifecycle, View};
+use crate::lifecycle::Lifecycle;
 
 /// The metadata with which a client asks that its stream ends without a leader.
 pub(super) const REQUIRE_LEADER_METADATA_KEY: &str = "hasleader";
@@ -22,7 +22,7 @@ pub(super) fn is_required(metadata: &MetadataMap) -> bool {
 
 /// Refuses a stream while this node knows no leader.
 pub(super) fn check(lifecycle: &Lifecycle) -> Result<(), Failure> {
-    if lifecycle.with_view(has_leader) {
+    if *lifecycle.watch_leader().borrow() {
         return Ok(());
     }
     Err(Failure::Status(Box::new(none())))
@@ -30,20 +30,15 @@ pub(super) fn check(lifecycle: &Lifecycle) -> Result<(), Failure> {
 
 /// Resolves once this node has known no leader for three election timeouts.
 pub(super) async fn lost(lifecycle: &Lifecycle, election_timeout: Duration) -> Status {
-    let mut view = lifecycle.watch();
+    let mut leader = lifecycle.watch_leader();
     loop {
         // The sender lives in the lifecycle.
-        let _ = view.wait_for(|view| !has_leader(view)).await;
-        let found = view.wait_for(has_leader);
+        let _ = leader.wait_for(|has_leader| !has_leader).await;
+        let found = leader.wait_for(|has_leader| *has_leader);
         if timeout(election_timeout * PATIENCE, found).await.is_err() {
             return none();
         }
     }
-}
-
-fn has_leader(view: &View) -> bool {
-    let status = view.status.as_ref();
-    status.is_some_and(|status| status.leader.is_some() || status.role == raft::Role::Leader)
 }
 
 fn none() -> Status {

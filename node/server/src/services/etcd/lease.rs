@@ -21,6 +21,7 @@ use super::store::Freshness;
 use super::streams::status_of;
 use crate::convert::kv::mismatch;
 use crate::forward::Repeat;
+use crate::keyspaces::waiters::Waiting;
 use crate::metrics::Metrics;
 use crate::random;
 use crate::services::pages::Pages;
@@ -205,8 +206,8 @@ impl Method for TimeToLiveMethod {
         let (id, with_keys) = (LeaseId(request.id), request.keys);
         let keyspaces = &services.keyspaces;
         let deadline = services.forwarder.deadline(call.arrived);
+        let mut waiting: Option<Waiting> = None;
         loop {
-            let mut changed = services.lessor.watch();
             let read = keyspaces.read(
                 &call.keyspace,
                 Freshness::Linearizable,
@@ -237,7 +238,11 @@ impl Method for TimeToLiveMethod {
                 return Ok(answer.into());
             }
             // The timers of a new leader are being set, or the lease was revoked meanwhile.
-            wait(&mut changed, deadline).await?;
+            match &mut waiting {
+                Some(waiting) if waiting.is_for(place, id) => wait(waiting, deadline).await?,
+                // The state is read again, so that no change before this is missed.
+                _ => waiting = Some(services.lessor.wait(place, id)),
+            }
         }
     }
 
@@ -251,15 +256,10 @@ impl Method for TimeToLiveMethod {
     }
 }
 
-/// Waits until the timers of leases have changed, at most until a deadline.
-pub(super) async fn wait(
-    changed: &mut tokio::sync::watch::Receiver<()>,
-    deadline: Instant,
-) -> Result<(), ErrorDetail> {
-    match timeout_at(deadline, changed.changed()).await {
-        Ok(_) => Ok(()),
-        Err(_) => Err(errors::unavailable("the leases are being read", 100)),
-    }
+/// Waits until a lease has changed, at most until a deadline.
+pub(super) async fn wait(waiting: &mut Waiting, deadline: Instant) -> Result<(), ErrorDetail> {
+    let waited = timeout_at(deadline, waiting.changed()).await;
+    waited.map_err(|_| errors::unavailable("the leases are being read", 100))
 }
 
 struct LeasesMethod;
