@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use crate::admission::{Admission, all_pages_window_bytes, page_window_bytes};
 use crate::configs::follow::Follower;
 use crate::configs::kept;
+use crate::convert::kv::Checks;
 use crate::exit::Fatal;
 use crate::forward::Forwarder;
 use crate::grpc::{AllEtcdServices, Services};
@@ -47,6 +48,7 @@ use crate::services::etcd::store::{self, Keyspaces, Known};
 use crate::services::etcd::watch::{self, WatchServices};
 use crate::services::export::Exporter;
 use crate::services::handoff::{self, HandoffService};
+use crate::services::items::Items;
 use crate::services::kv::KvService;
 use crate::services::peers::{self, PeerService};
 use crate::services::scan::{self, Scanner};
@@ -213,6 +215,7 @@ impl Parts {
             peers: Arc::clone(&self.peers),
             routing: Arc::clone(&self.routing),
             forwarder: Arc::clone(&self.forwarder),
+            items: self.items(),
             metrics: Arc::clone(&self.metrics),
             limits: self.options.limits,
             scanner: Arc::new(Scanner {
@@ -330,6 +333,17 @@ impl Parts {
             forwarder: Arc::clone(&self.forwarder),
             admission: Arc::clone(&self.admission),
             metrics: Arc::clone(&self.metrics),
+        })
+    }
+
+    /// Returns what answers requests about one key.
+    pub(crate) fn items(&self) -> Arc<Items> {
+        Arc::new(Items {
+            lifecycle: Arc::clone(&self.lifecycle),
+            replica: Arc::clone(&self.replica),
+            routing: Arc::clone(&self.routing),
+            forwarder: Arc::clone(&self.forwarder),
+            checks: Checks::new(&self.options.limits),
         })
     }
 

@@ -234,7 +234,8 @@ fn repeat(item: &Item) -> Repeat {
     repeat_of_write(session.as_ref())
 }
 
-fn size(item: &Item) -> usize {
+/// Returns the memory that an item takes while it is forwarded or waits.
+pub(crate) fn size(item: &Item) -> usize {
     let length = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
     128 + match item {
         Item::Get(it) => it.key.len(),

@@ -42,13 +42,12 @@ use types::{ConfigNum, Gid};
 pub(crate) use channels::{ChannelError, Channels};
 pub(crate) use ctrl::{ControllerRequest, controllers};
 pub(crate) use etcd::{keyspace, keyspace_stream};
-pub(crate) use kv::{export, item, no_config, open_session, own_group, scan};
+pub(crate) use kv::{export, item, no_config, open_session, own_group, scan, size};
 pub(crate) use leaders::Leaders;
-pub(crate) use places::Waiting;
 pub(crate) use request::Repeat;
 
 use channels::Windows;
-use places::{Place, Places};
+use places::{Place, Places, Waiting, WaitingHere};
 
 use crate::admission::{all_pages_window_bytes, page_window_bytes};
 use crate::births::Births;
@@ -147,9 +146,9 @@ impl Forwarder {
 }
 
 impl Forwarder {
-    /// Returns the right of a call to wait for a group until the call's deadline, unless too many calls wait for it.
-    pub(crate) fn wait_for(&self, gid: Gid) -> Option<Waiting> {
-        self.places.wait(gid)
+    /// Returns the right of a request of so many bytes to wait here for its shard, and a place for it, unless too much waits.
+    pub(crate) fn wait_here(&self, bytes: usize) -> Option<WaitingHere> {
+        self.places.wait_here(self.routing.gid(), bytes)
     }
 
     /// Returns the deadline of a request that arrived at this time.
@@ -398,7 +397,7 @@ impl<'a> Forwarded<'a> {
             let gid = self.place.as_ref().map(Place::gid);
             // The controllers' callers ask again by themselves.
             let gid = gid.filter(|gid| *gid != Gid::NONE);
-            self.waiting = gid.and_then(|gid| self.forwarder.wait_for(gid));
+            self.waiting = gid.and_then(|gid| self.forwarder.places.wait(gid));
             if self.waiting.is_none() {
                 return Err(self.last_error());
             }

@@ -5,7 +5,8 @@
 //! leaves room for a healthy one. The node's own keys have the places of [`crate::budget`], which forwarded requests don't take.
 //!
 //! A call that waits for a shard on its way, or for a leader for long, is one of those that *wait* for the group. They are half of a
-//! group's share at most, so that calls for the group's other shards find places.
+//! group's share at most, so that calls for the group's other shards find places. A call that waits for a shard on its way to this
+//! node holds a place, too, because between its attempts it holds no share of the node's budget.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -57,9 +58,16 @@ pub(super) struct Place {
 
 /// The right of one call to wait for a group until the call's deadline, given back on drop.
 #[derive(Debug)]
-pub(crate) struct Waiting {
+pub(super) struct Waiting {
     places: Arc<Places>,
     gid: Gid,
+}
+
+/// The place of a request that waits at this node, and its right to wait, given back on drop.
+#[derive(Debug)]
+pub(crate) struct WaitingHere {
+    _place: Place,
+    _right: Waiting,
 }
 
 impl Places {
@@ -111,6 +119,14 @@ impl Places {
         drop(state);
         let places = Arc::clone(self);
         Some(Waiting { places, gid })
+    }
+
+    /// Takes the place of a request of `bytes` that waits at this node, and the right to wait, unless there is none of either.
+    pub(super) fn wait_here(self: &Arc<Self>, gid: Gid, bytes: usize) -> Option<WaitingHere> {
+        Some(WaitingHere {
+            _place: self.take(gid, bytes).ok()?,
+            _right: self.wait(gid)?,
+        })
     }
 
     /// Returns the number of places and rights to wait that are held. A call may hold one of each.
@@ -241,6 +257,20 @@ mod tests {
         assert_eq!(*places.lock(), State::default());
         assert_eq!(places.held(), 0);
         assert_eq!(wait(&tests::places(1, 1), 3).len(), 1);
+    }
+
+    #[test]
+    fn calls_that_wait_here_are_bounded_by_number_and_by_bytes() {
+        let wait = |places: &Arc<Places>, bytes| -> Vec<WaitingHere> {
+            std::iter::from_fn(|| places.wait_here(Gid(3), bytes)).collect()
+        };
+        let places = places(1_024, 6_400);
+        assert_eq!(wait(&places, 1).len(), 128);
+        let held = wait(&places, 400);
+        assert_eq!(held.len(), 4, "a quarter of the bytes");
+        assert!(places.wait_here(Gid(2), 400).is_some());
+        drop(held);
+        assert_eq!(*places.lock(), State::default());
     }
 
     #[test]

@@ -18,8 +18,9 @@ use tokio::sync::Notify;
 use tokio_stream::Stream;
 use tonic::Status;
 
+use super::items::{Items, is_followed};
 use crate::convert::kv;
-use crate::forward::{self, Forwarder, is_elsewhere};
+use crate::forward;
 use crate::machine::MachineResult;
 use crate::metrics::{Method, Metrics};
 use crate::peers::Peers;
@@ -33,7 +34,7 @@ const RETRY_AFTER_MS: u32 = 20;
 /// The answers of one batch stream on their way to the client.
 pub(crate) struct AnswerQueue {
     peers: Arc<Peers>,
-    forwarder: Arc<Forwarder>,
+    items: Arc<Items>,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
     room: Notify,
@@ -67,14 +68,10 @@ pub(crate) enum End {
 }
 
 impl AnswerQueue {
-    pub(crate) fn new(
-        peers: Arc<Peers>,
-        forwarder: Arc<Forwarder>,
-        metrics: Arc<Metrics>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(peers: Arc<Peers>, items: Arc<Items>, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             peers,
-            forwarder,
+            items,
             metrics,
             state: Mutex::default(),
             room: Notify::new(),
@@ -121,7 +118,20 @@ impl AnswerQueue {
     pub(crate) fn forward(self: &Arc<Self>, id: u64, arrived: Instant, item: Item) {
         let queue = Arc::clone(self);
         tokio::spawn(async move {
-            let answer = forward::item(&queue.forwarder, arrived, item).await;
+            let answer = forward::item(&queue.items.forwarder, arrived, item).await;
+            if queue.add(id, arrived, answer) {
+                queue.wake();
+            }
+        });
+    }
+
+    /// Continues an item that this node's group refused, elsewhere or when its shard is here.
+    fn follow(self: &Arc<Self>, id: u64, arrived: Instant, item: Item, error: ErrorDetail) {
+        let queue = Arc::clone(self);
+        tokio::spawn(async move {
+            let is_given_up = || queue.lock().abandoned;
+            let following = queue.items.follow(arrived, item, error, is_given_up);
+            let answer = following.await;
             if queue.add(id, arrived, answer) {
                 queue.wake();
             }
@@ -138,12 +148,12 @@ impl AnswerQueue {
     ) -> bool {
         let outcome = kv::outcome(result, |node| self.peers.address_or_empty(node));
         match (outcome, forwardable) {
-            (Err(error), Some(forwardable)) if is_elsewhere(&error) => {
-                self.forward(id, arrived, *forwardable);
+            (Err(error), Some(forwardable)) if is_followed(&error) => {
+                self.follow(id, arrived, *forwardable, error);
                 false
             }
             (outcome, _) => {
-                let births = &self.forwarder.births;
+                let births = &self.items.forwarder.births;
                 let outcome = outcome.map_err(|error| births.complete(error));
                 self.add(id, arrived, outcome.and_then(kv::item_answer))
             }

@@ -1,12 +1,12 @@
 //! `shardkv.v1.Kv`: the service for applications.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use api::v1::batch_item::Request as Item;
 use api::v1::batch_result::Response as ItemResponse;
 use api::v1::kv_server::Kv;
-use api::v1::{self, ErrorDetail, ScanRequest};
+use api::v1::{self, ScanRequest};
 use shardkv::GroupKind;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
@@ -14,11 +14,12 @@ use tonic::{Request, Response, Status, Streaming};
 use super::answers::{AnswerQueue, Answers};
 use super::batch::BatchReader;
 use super::export::Exporter;
+use super::items::Items;
 use super::pages::Pages;
 use super::scan::Scanner;
 use super::{destination, export, scan, session};
-use crate::convert::kv::{self, Checks};
-use crate::forward::{self, Forwarder, is_elsewhere, is_forbidden, is_on_its_way};
+use crate::convert::kv;
+use crate::forward::{self, Forwarder, is_elsewhere, is_forbidden};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{Method, Metrics};
 use crate::options::Limits;
@@ -33,14 +34,12 @@ pub(crate) struct KvService {
     pub(crate) peers: Arc<Peers>,
     pub(crate) routing: Arc<Routing>,
     pub(crate) forwarder: Arc<Forwarder>,
+    pub(crate) items: Arc<Items>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
     pub(crate) scanner: Arc<Scanner>,
     pub(crate) exporter: Exporter,
 }
-
-/// The pause between attempts while a shard is on its way here. The replica's thread holds most requests until it is there.
-const ON_ITS_WAY_PAUSE: Duration = Duration::from_millis(20);
 
 impl KvService {
     /// Refuses a call for another destination. Otherwise returns true if the call must not be forwarded.
@@ -55,61 +54,10 @@ impl KvService {
     async fn call(&self, forbidden: bool, item: Item) -> Result<ItemResponse, Status> {
         let start = Instant::now();
         let method = Method::of(&item);
-        let answer = self.answer(forbidden, start, item).await;
+        let answer = self.items.answer(forbidden, start, item).await;
         let latency = start.elapsed().as_secs_f64();
         self.metrics.latency(method).observe(latency);
         answer.map_err(|error| self.metrics.reject(&error))
-    }
-
-    /// Returns the answer to a request that arrived at this time. Its time is the same wherever it waits.
-    async fn answer(
-        &self,
-        forbidden: bool,
-        arrived: Instant,
-        item: Item,
-    ) -> Result<ItemResponse, ErrorDetail> {
-        let forwarder = &self.forwarder;
-        if self.routing.kind() == GroupKind::Controller {
-            return match (forbidden, self.routing.wrong_group()) {
-                (true, error) => Err(error),
-                (false, _) => forward::item(forwarder, arrived, item).await,
-            };
-        }
-        if forbidden {
-            return kv::item_answer(self.ask(item).await?);
-        }
-        let deadline = forwarder.deadline(arrived).into_std();
-        let mut waiting = None;
-        loop {
-            // The clone shares the bytes.
-            let error = match self.ask(item.clone()).await {
-                Ok(outcome) => return kv::item_answer(outcome),
-                Err(error) => error,
-            };
-            if is_elsewhere(&error) {
-                drop(waiting);
-                return forward::item(forwarder, arrived, item).await;
-            }
-            // The shard is on its way here, so the call waits for it, unless too many do.
-            if waiting.is_none() && is_on_its_way(&error) {
-                waiting = forwarder.wait_for(self.routing.gid());
-            }
-            if waiting.is_none() || !is_on_its_way(&error) || Instant::now() >= deadline {
-                return Err(error);
-            }
-            let pause = tokio::time::sleep(ON_ITS_WAY_PAUSE);
-            if self.lifecycle.unless_draining(pause).await.is_none() {
-                return Err(error);
-            }
-        }
-    }
-
-    /// Asks this node's group.
-    async fn ask(&self, item: Item) -> Result<shardkv::Response, ErrorDetail> {
-        let request = Checks::new(&self.limits).item(Some(item))?;
-        let result = self.replica.ask(request).await?;
-        let outcome = kv::outcome(result, |node| self.replica.address_or_empty(node));
-        outcome.map_err(|error| self.forwarder.births.complete(error))
     }
 }
 
@@ -241,7 +189,7 @@ impl Kv for KvService {
         }
         let answers = AnswerQueue::new(
             Arc::clone(&self.peers),
-            Arc::clone(&self.forwarder),
+            Arc::clone(&self.items),
             Arc::clone(&self.metrics),
         );
         let reader = BatchReader {

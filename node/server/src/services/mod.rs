@@ -10,6 +10,7 @@ pub(crate) mod destination;
 pub(crate) mod etcd;
 pub(crate) mod export;
 pub(crate) mod handoff;
+pub(crate) mod items;
 pub(crate) mod keyspaces;
 pub(crate) mod kv;
 pub(crate) mod pages;

@@ -221,7 +221,7 @@ impl EtcdServices {
             }
             // The shard is on its way here, so the call waits for it, unless too many do.
             if waiting.is_none() && is_on_its_way(&error) {
-                waiting = self.forwarder.wait_for(routing.gid());
+                waiting = self.forwarder.wait_here(request.encoded_len());
             }
             if waiting.is_none() || !is_on_its_way(&error) || Instant::now() >= deadline {
                 return Err(error.into());

@@ -78,7 +78,7 @@ impl EtcdServices {
                 return self.open_elsewhere(call, there).await;
             }
             if waiting.is_none() && is_on_its_way(&error) {
-                waiting = self.forwarder.wait_for(routing.gid());
+                waiting = self.forwarder.wait_here(0);
             }
             if waiting.is_none() || !is_on_its_way(&error) || Instant::now() >= deadline {
                 return Err(error.into());

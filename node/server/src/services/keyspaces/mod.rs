@@ -111,7 +111,7 @@ impl KeyspacesService {
             }
             // The shard is on its way here, so the call waits for it, unless too many do.
             if waiting.is_none() && is_on_its_way(&error) {
-                waiting = self.0.forwarder.wait_for(routing.gid());
+                waiting = self.0.forwarder.wait_here(0);
             }
             if waiting.is_none() || !is_on_its_way(&error) || Instant::now() >= deadline {
                 return Err(error);
