@@ -10,6 +10,7 @@
 //!   unsynced writes, so a write that begins after another proves that the other was durable (see [`crate::wal`]).
 
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +19,7 @@ use raft::{
     Entry, EntryId, Index, LogBatch, LogReader, LogState, LogStore, SnapshotMeta, StoreError,
 };
 use replica::memory::{check_append, check_compact};
+use rocksdb::properties::MIN_LOG_NUMBER_TO_KEEP;
 use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 
 use crate::directory::Directory;
@@ -351,9 +353,33 @@ fn open_db(
     settled: u64,
 ) -> Result<DB, StoreError> {
     let dir = directory.log_dir();
-    wal::check(&dir, settled)?;
+    check_files(&dir, options, settled)?;
     let open = || DB::open(&engine::log_options(options)?, dir);
     open().map_err(|error| translate_opening(&error))
+}
+
+/// Checks the write-ahead logs. If a file looks damaged, only those count that have writes which are not in table files:
+/// `RocksDB` may have been about to reuse one of the others.
+fn check_files(dir: &Path, options: &StorageOptions, settled: u64) -> Result<(), StoreError> {
+    match wal::check(dir, settled, 0) {
+        Err(damage @ StoreError::Damaged(_)) => match least_file(dir, options) {
+            Ok(least) => wal::check(dir, settled, least),
+            Err(StoreError::Damaged(_)) => Err(damage),
+            Err(error) => Err(error),
+        },
+        checked => checked,
+    }
+}
+
+/// Returns the number of the first write-ahead log that is still needed, as the manifest says, which `RocksDB` syncs before it
+/// reuses a file. Opens the database read-only, so that damage stays as it is.
+fn least_file(dir: &Path, options: &StorageOptions) -> Result<u64, StoreError> {
+    let read = || {
+        let db = DB::open_for_read_only(&engine::log_options(options)?, dir, false)?;
+        db.property_int_value(MIN_LOG_NUMBER_TO_KEEP)
+    };
+    let least = read().map_err(|error| translate_opening(&error))?;
+    Ok(least.unwrap_or(0))
 }
 
 /// Reads and checks everything in the log. Returns the number of the last write, and the content.

@@ -9,6 +9,8 @@
 //! - A number that does not follow the number before it, also from file to file, proves that writes between are lost.
 //!   That is damage too. Files whose writes are all in table files don't count: `RocksDB` is deleting them.
 //! - A file that begins with a whole record of a later file was about to be reused when the power failed, and doesn't count.
+//! - If only a part of that record is on the disk, the file looks damaged. It doesn't count either, because it is below the least file
+//!   that the manifest still needs.
 //! - A broken place that nothing follows is the last write, and may be cut. `FLOOR` then tells if it was acknowledged.
 //!
 //! After this check `RocksDB` may stop at the first broken place, and may recycle its log files. Overwriting a file
@@ -56,9 +58,9 @@ enum WalDamage {
     GapBetweenFiles { before: u64, found: u64 },
 }
 
-/// Checks all write-ahead logs in `dir`. The writes up to number `flushed` are in table files.
+/// Checks the write-ahead logs in `dir` from file `least` on. The writes up to number `flushed` are in table files.
 /// [`StoreError::Damaged`] says where a durable write is broken or lost.
-pub(crate) fn check(dir: &Path, flushed: u64) -> Result<(), StoreError> {
+pub(crate) fn check(dir: &Path, flushed: u64, least: u64) -> Result<(), StoreError> {
     let mut files = Vec::new();
     let entries = || fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>();
     // A directory that was there, or a file that was listed, is lost.
@@ -72,7 +74,8 @@ pub(crate) fn check(dir: &Path, flushed: u64) -> Result<(), StoreError> {
     for entry in entries().map_err(failed)? {
         let name = entry.file_name();
         let number = name.to_str().and_then(|name| name.strip_suffix(".log"));
-        if let Some(number) = number.and_then(|number| number.parse::<u64>().ok()) {
+        let number = number.and_then(|number| number.parse::<u64>().ok());
+        if let Some(number) = number.filter(|number| *number >= least) {
             files.push((number, entry.path()));
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use raft::{HardState, Index, LogBatch, LogStore, Term};
 use replica::StateStore;
-use shardkv_storage::OpenError;
+use shardkv_storage::{OpenError, StorageOptions};
 use types::NodeId;
 
 use crate::support::{applied, batch, copy_tree, entry, files, open, put, read};
@@ -301,4 +301,43 @@ fn a_damaged_state_is_refused_or_latched() {
     copy_tree(&good, &copy);
     fs::write(copy.join("state/CURRENT"), "2\n00000000\n").unwrap();
     assert!(matches!(open(&copy), Err(OpenError::StateDamaged { .. })));
+}
+
+/// Files of the write-ahead log stay until they are reused. A power cut may leave a part of the new content under an old name.
+#[test]
+fn damage_of_a_file_whose_writes_are_all_in_tables_is_harmless() {
+    let root = tempfile::tempdir().unwrap();
+    let (good, copy) = (root.path().join("good"), root.path().join("copy"));
+    let options = StorageOptions {
+        log_write_buffer_bytes: 64 << 10,
+        ..StorageOptions::default()
+    };
+    let mut log = shardkv_storage::open(&good, &options).unwrap().log;
+    let logs = || files(&good.join("log"), |name| name.ends_with(".log"));
+    let mut last = 0;
+    // A flush has begun a new file, and its table is there.
+    while last < ENTRIES || files(&good.join("log"), |name| name.ends_with(".sst")).is_empty() {
+        last += 1;
+        log.write(&batch(last..=last, SIZE)).unwrap();
+    }
+    drop(log);
+    let mut names: Vec<_> = logs().into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    let (newest, older) = names.split_last().unwrap();
+    let damaged = |name: &str| {
+        let _ = fs::remove_dir_all(&copy);
+        copy_tree(&good, &copy);
+        let path = copy.join("log").join(name);
+        let size = fs::metadata(&path).unwrap().len();
+        flip(&path, size.min(SIZE as u64) / 2);
+        open(&copy).map(|mut opened| {
+            let held = opened.log.load().unwrap();
+            assert_eq!(held.last_index, Index(last), "nothing is lost");
+            let expected: Vec<_> = (1..=last).map(|index| entry(index, SIZE)).collect();
+            assert_eq!(read(&opened.log, 1..=last), expected, "{name}");
+        })
+    };
+    assert!(damaged(&older[0]).is_ok(), "{names:?}");
+    let refused = damaged(newest);
+    assert!(matches!(refused, Err(OpenError::LogDamaged { .. })));
 }
