@@ -34,6 +34,7 @@ mod bounds;
 mod connections;
 mod controllers;
 mod disks;
+mod diverged;
 mod faults;
 mod joins;
 mod keyspace_admin;
