@@ -409,4 +409,20 @@ mod tests {
         // A file does not count if all its writes are in tables.
         assert_eq!(run_from(9, &[(3, cut), (4, &two)]), Ok(Some(19)));
     }
+
+    #[test]
+    fn files_that_are_not_needed_do_not_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut old, begins) = file(3, 1..40, 3_000);
+        old[begins[3] + HEADER] ^= 1;
+        let (next, _) = file(4, 40..60, 1_000);
+        fs::write(dir.path().join("000003.log"), &old).unwrap();
+        fs::write(dir.path().join("000004.log"), &next).unwrap();
+        let damaged = |least| match check(dir.path(), 0, least) {
+            Err(StoreError::Damaged(_)) => true,
+            other => other.map(|()| false).unwrap(),
+        };
+        assert!(damaged(0) && damaged(3));
+        assert!(!damaged(4) && !damaged(5));
+    }
 }
