@@ -63,11 +63,10 @@ pub(crate) fn strike(
     dying.iter_mut().for_each(Node::kill);
     for node in nodes {
         if let Some(disk) = disks.get_mut(usize::from(*node)) {
-            // Not `Scattered`: a log file looks damaged that was reused, and of which the new name and the first new sector are lost,
-            // but not the sectors after it.
-            let survivors = match draw(2) {
+            let survivors = match draw(3) {
                 0 => Survivors::Synced,
-                _ => Survivors::InOrder,
+                1 => Survivors::InOrder,
+                _ => Survivors::Scattered,
             };
             disk.power_on(survivors, draw(u64::MAX)).unwrap();
         }
