@@ -32,7 +32,7 @@
 //! # What differs from etcd
 //!
 //! - One write changes at most 10,000 keys and 16 MiB, reads at most 16 MiB for its compares and answers, and visits at most
-//!   200,000 operations and rows together, of which a lookup counts as 16. Beyond that it is refused as too large. A lease has at
+//!   100,000 operations and rows together, of which a lookup counts as 16. Beyond that it is refused as too large. A lease has at
 //!   most 10,000 keys, so that its end is one write.
 //! - A transaction whose puts keep the value or lease of a key that an earlier operation of it deleted is refused
 //!   ([`Refusal::KeyNotFound`]). It stops etcd's members. So does a transaction that deletes all keys from one on and puts one
@@ -72,6 +72,7 @@ mod rows;
 mod store;
 mod txn;
 mod view;
+mod work;
 
 pub use answer::{
     Answer, DeleteRangeAnswer, Effect, Event, KeyValue, OpAnswer, Outcome, PutAnswer, RangeAnswer,

@@ -38,7 +38,7 @@ impl Default for Limits {
             max_ops: 128,
             max_changes: 10_000,
             max_write_bytes: 16 << 20,
-            max_visited: 200_000,
+            max_visited: 100_000,
             max_lease_keys: 10_000,
             max_leases: 100_000,
             max_clear_rows: 500,

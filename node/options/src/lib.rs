@@ -371,6 +371,7 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         // A stand-in, so that the check below covers the other options.
         address: "unknown".to_owned(),
         checkpoint_every: replica::Options::default().checkpoint_every,
+        max_apply_work: replica::Options::default().max_apply_work,
         bugs: replica::Bugs::NONE,
     };
     match options.validate() {

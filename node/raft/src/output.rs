@@ -22,6 +22,8 @@ pub(crate) struct Outbox {
     pub(crate) reset: Option<SnapshotMeta>,
     /// True while a write is handed out and not reported durable.
     writing: bool,
+    /// True while the driver takes no committed entries.
+    holds_committed: bool,
 }
 
 impl Raft {
@@ -39,10 +41,16 @@ impl Raft {
     pub fn needs_poll(&self) -> bool {
         self.outbox.messages.iter().any(|m| self.may_leave(m))
             || (!self.outbox.writing && self.has_unwritten())
-            || self.log.has_committed()
+            || (!self.outbox.holds_committed && self.log.has_committed())
             || self.reads.has_grants()
             || self.read_round_due()
             || (self.role == Role::Leader && self.has_leader_work())
+    }
+
+    /// Hands out no committed entries while `hold` is true, because the driver still applies those that it has. Everything
+    /// else goes on.
+    pub fn hold_committed(&mut self, hold: bool) {
+        self.outbox.holds_committed = hold;
     }
 
     fn has_unwritten(&self) -> bool {
@@ -66,9 +74,12 @@ impl Raft {
             self.write_leader_messages(reader)?;
             self.check_invariants();
         }
-        let committed = self
-            .log
-            .take_committed(self.options.max_apply_bytes, reader)?;
+        let committed = if self.outbox.holds_committed {
+            Vec::new()
+        } else {
+            self.log
+                .take_committed(self.options.max_apply_bytes, reader)?
+        };
         let mut ready = Ready {
             committed,
             reads: self.reads.take_grants(),

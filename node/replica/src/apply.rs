@@ -1,32 +1,33 @@
 //! Applying committed entries: many at once, in one batch of the state store, with their position.
+//!
+//! A batch ends with an entry, because the state holds the position of the last entry. So a poll that has done its work still applies
+//! the rest of the entry, whose work is bounded when it is proposed.
 
 use bytes::Bytes;
-use raft::{Entry, EntryId, Payload, StoreError};
+use raft::{EntryId, Payload, StoreError};
 
 use crate::bug::Bug;
 use crate::entry::Record;
 use crate::level::check_level;
 use crate::pending::by_index_only;
+use crate::work::{OPERATION_WORK, work_of_bytes};
 use crate::{
     Answer, Applied, Applying, DIGEST_LEVEL, Digest, Outlet, Refusal, Replica, RequestId,
     StateMachine, Table, Transaction,
 };
 
 impl<M: StateMachine> Replica<M> {
-    /// Applies `entries` and answers the requests that they carry. Answers leave after the commit of the batch, so a
-    /// read that follows an answer sees its effect.
-    pub(crate) fn apply(
-        &mut self,
-        entries: Vec<Entry>,
-        outlet: &mut dyn Outlet<M::Response>,
-    ) -> Result<(), StoreError> {
+    /// Applies entries that wait, until this poll's work is done, and answers the requests that they carry. Answers leave after the
+    /// commit of the batch, so a read that follows an answer sees its effect.
+    pub(crate) fn apply(&mut self, outlet: &mut dyn Outlet<M::Response>) -> Result<(), StoreError> {
+        let bounded = !self.options.bugs.has(Bug::ApplyWithoutBudget);
         let mut applied = self.applied.clone();
         let mut transaction = Transaction::new(&*self.state);
         let mut answers: Vec<(RequestId, M::Response)> = Vec::new();
         let mut overtaken: Vec<RequestId> = Vec::new();
         let by_index = by_index_only(&self.options);
         transaction.set_digest(applied.digest);
-        for entry in entries {
+        while let Some(entry) = self.unapplied.pop_front() {
             self.compaction.count(&entry);
             overtaken.extend(self.writes.take_overtaken(entry.id, by_index));
             applied.last = entry.id;
@@ -52,6 +53,8 @@ impl<M: StateMachine> Replica<M> {
                     applied.time = applied.time.max(batch.time);
                     let mut requests = self.writes.take(entry.id, by_index).into_iter();
                     for operation in batch.operations {
+                        transaction
+                            .add_work(OPERATION_WORK + work_of_bytes(operation.len() as u64));
                         let request = requests.next();
                         let at = Applying {
                             entry: entry.id,
@@ -74,7 +77,11 @@ impl<M: StateMachine> Replica<M> {
             if let Some(digest) = applied.digest.filter(|_| is_checkpoint) {
                 self.comparing.checkpoints.add(digest.at(index));
             }
+            if bounded && transaction.work() >= self.work_left {
+                break;
+            }
         }
+        self.work_left = self.work_left.saturating_sub(transaction.work());
         // Caches are written once a batch, and where a batch ends differs between replicas.
         transaction.set_digest(None);
         self.machine.finish_batch(&mut transaction)?;

@@ -34,11 +34,13 @@ pub enum Bug {
     FounderFoundsAgain,
     /// A node forms a group although an initial peer is silent.
     FormsWithoutSilent,
+    /// A poll applies all that is committed, and an entry has operations of any work.
+    ApplyWithoutBudget,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::CompactAboveDurable,
         Self::SnapshotWithoutSessions,
         Self::AnswerByIndexOnly,
@@ -51,6 +53,7 @@ impl Bug {
         Self::SnapshotWithoutDigest,
         Self::FounderFoundsAgain,
         Self::FormsWithoutSilent,
+        Self::ApplyWithoutBudget,
     ];
 }
 

@@ -113,6 +113,7 @@ mod store;
 mod table;
 mod transaction;
 mod upkeep;
+mod work;
 
 pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
 pub use comparison::StateComparison;
@@ -136,3 +137,4 @@ pub use store::{
 };
 pub use table::Table;
 pub use transaction::Transaction;
+pub use work::{LOOKUP_WORK, WRITE_WORK, work_of_bytes};

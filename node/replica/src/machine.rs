@@ -28,6 +28,13 @@ pub trait StateMachine: Send {
         None
     }
 
+    /// Returns the most work that applying the operation may take, beside that of its bytes: see
+    /// [`Options::max_apply_work`](crate::Options::max_apply_work). It is 0 for operations that are bounded by their bytes, as those of most
+    /// machines are.
+    fn most_work(&self, _operation: &Bytes) -> u64 {
+        0
+    }
+
     /// Returns the least birth of a session that is new to this machine (see [`crate::session`]). The leader gives new sessions no
     /// lesser one.
     fn min_birth(&self) -> LogTime {

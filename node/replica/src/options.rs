@@ -13,6 +13,10 @@ pub struct Options {
     pub tick_ms: u32,
     /// The most bytes of operations in one log entry; also the largest operation (`TooLarge`).
     pub max_entry_bytes: usize,
+    /// The replica ends a poll once it has done this much work ([`crate::LOOKUP_WORK`] says what counts), so that messages and ticks
+    /// are handled in between. Beyond it goes at most the rest of one entry. Operations of one entry may do as much work together,
+    /// by [`crate::StateMachine::most_work`]; one operation that may do more has an entry of its own.
+    pub max_apply_work: u64,
     /// The most requests that wait for an answer (`Overloaded`).
     pub max_pending_requests: usize,
     /// The most bytes of operations that wait to be committed (`Overloaded`).
@@ -45,6 +49,7 @@ impl Default for Options {
             raft: raft::Options::default(),
             tick_ms: 10,
             max_entry_bytes: 8 << 20,
+            max_apply_work: 100_000,
             max_pending_requests: 65_536,
             max_pending_bytes: 64 << 20,
             max_value_bytes: 1 << 20,
@@ -68,6 +73,10 @@ impl Options {
             (
                 self.max_entry_bytes < 1_024,
                 "max_entry_bytes must be at least 1024",
+            ),
+            (
+                self.max_apply_work == 0,
+                "max_apply_work must be at least 1",
             ),
             (
                 self.max_pending_requests == 0,

@@ -19,10 +19,18 @@ use crate::{Options, Refusal, RequestId};
 /// The writes that are queued for the log, or proposed and not applied.
 #[derive(Debug, Default)]
 pub(crate) struct PendingWrites {
-    queued: VecDeque<(RequestId, Bytes)>,
+    queued: VecDeque<Queued>,
     proposed: VecDeque<Proposed>,
     count: usize,
     bytes: usize,
+}
+
+#[derive(Debug)]
+struct Queued {
+    request: RequestId,
+    operation: Bytes,
+    /// The most work of applying it.
+    work: u64,
 }
 
 #[derive(Debug)]
@@ -41,6 +49,7 @@ impl PendingWrites {
         &mut self,
         request: RequestId,
         operation: Bytes,
+        work: u64,
         options: &Options,
     ) -> Result<(), Refusal> {
         let (size, most) = (operation.len(), options.max_entry_bytes);
@@ -59,30 +68,37 @@ impl PendingWrites {
         }
         self.count += 1;
         self.bytes += size;
-        self.queued.push_back((request, operation));
+        self.queued.push_back(Queued {
+            request,
+            operation,
+            work,
+        });
         Ok(())
     }
 
-    /// Returns as many queued operations as fit an entry of `max_bytes`, in order, and at least one.
-    pub(crate) fn next_batch(&self, max_bytes: usize) -> Vec<Bytes> {
-        let mut bytes = 0;
-        let fits = |(_, operation): &&(RequestId, Bytes)| {
-            bytes += operation.len() + OPERATION_OVERHEAD_BYTES;
-            bytes <= max_bytes
+    /// Returns as many queued operations as fit an entry by their bytes and their work, in order, and at least one.
+    pub(crate) fn next_batch(&self, options: &Options) -> Vec<Bytes> {
+        let (mut bytes, mut work) = (0, 0_u64);
+        let bounded = !options.bugs.has(Bug::ApplyWithoutBudget);
+        let fits = |queued: &&Queued| {
+            let first = bytes == 0;
+            bytes += queued.operation.len() + OPERATION_OVERHEAD_BYTES;
+            work = work.saturating_add(queued.work);
+            bytes <= options.max_entry_bytes
+                && (first || !bounded || work <= options.max_apply_work)
         };
         self.queued
             .iter()
             .take_while(fits)
-            .map(|(_, operation)| operation.clone())
+            .map(|queued| queued.operation.clone())
             .collect()
     }
 
     /// Records that the entry `id` carries the first `count` queued operations.
     pub(crate) fn mark_proposed(&mut self, id: EntryId, count: usize) {
-        let taken: Vec<(RequestId, Bytes)> =
-            self.queued.drain(..count.min(self.queued.len())).collect();
-        let bytes = taken.iter().map(|(_, operation)| operation.len()).sum();
-        let requests = taken.into_iter().map(|(request, _)| request).collect();
+        let taken: Vec<Queued> = self.queued.drain(..count.min(self.queued.len())).collect();
+        let bytes = taken.iter().map(|queued| queued.operation.len()).sum();
+        let requests = taken.into_iter().map(|queued| queued.request).collect();
         self.proposed.push_back(Proposed {
             id,
             requests,
@@ -139,9 +155,9 @@ impl PendingWrites {
         self.bytes -= self
             .queued
             .iter()
-            .map(|(_, operation)| operation.len())
+            .map(|queued| queued.operation.len())
             .sum::<usize>();
-        self.queued.drain(..).map(|(request, _)| request).collect()
+        self.queued.drain(..).map(|queued| queued.request).collect()
     }
 
     pub(crate) fn has_queued(&self) -> bool {

@@ -1,7 +1,10 @@
 //! One member of a group: its inputs, and [`Replica::poll`], which does all work that is due.
 
+use std::collections::VecDeque;
+
 use raft::{
-    Envelope, LogStore, MemberKind, ProposeError, Raft, ReadError, Role, Stepped, StoreError, Term,
+    Entry, Envelope, LogStore, MemberKind, ProposeError, Raft, ReadError, Role, Stepped,
+    StoreError, Term,
 };
 use types::{LogTime, NodeId};
 
@@ -41,6 +44,10 @@ pub struct Replica<M: StateMachine> {
     pub(crate) state: Box<dyn StateStore>,
     pub(crate) machine: M,
     pub(crate) applied: Applied,
+    /// Committed entries that wait until polls before have done their work, in order. Raft hands out no more meanwhile.
+    pub(crate) unapplied: VecDeque<Entry>,
+    /// The work that this poll may still do.
+    pub(crate) work_left: u64,
     pub(crate) writes: PendingWrites,
     pub(crate) reads: PendingReads<M::Query>,
     pub(crate) admin: Admin,
@@ -92,6 +99,8 @@ impl<M: StateMachine> Replica<M> {
             raft,
             log,
             machine,
+            unapplied: VecDeque::new(),
+            work_left: 0,
             writes: PendingWrites::default(),
             reads: PendingReads::default(),
             admin: Admin::default(),
@@ -152,13 +161,14 @@ impl<M: StateMachine> Replica<M> {
             Request::Write { frees_space, .. } if self.disk_low && !frees_space => {
                 Err(Refusal::DiskFull)
             }
-            Request::Write { operation, .. } => match self.machine.refuse_early(&operation) {
-                Some(refusal) => {
+            Request::Write { operation, .. } => {
+                if let Some(refusal) = self.machine.refuse_early(&operation) {
                     self.finished.push((id, Ok(Answer::Machine(refusal))));
-                    Ok(())
+                    return Ok(());
                 }
-                None => self.writes.push(id, operation, &self.options),
-            },
+                let work = self.machine.most_work(&operation);
+                self.writes.push(id, operation, work, &self.options)
+            }
             Request::Read(query) | Request::ReadLocal(query) => {
                 self.reads.push(id, query);
                 Ok(())
@@ -280,15 +290,19 @@ impl<M: StateMachine> Replica<M> {
         }
         self.retry_write(outlet)?;
         self.notice_leadership(outlet);
+        self.work_left = self.options.max_apply_work;
         for _ in 0..MAX_ROUNDS {
             self.propose();
             self.ask_to_read();
             self.pump_snapshots()?;
-            if !self.raft.needs_poll() {
+            if !self.raft.needs_poll() && self.unapplied.is_empty() {
                 break;
             }
             self.round(outlet)?;
             self.notice_leadership(outlet);
+            if self.work_left == 0 {
+                break;
+            }
         }
         self.admin.answer_transfers(&self.raft, outlet);
         self.compact()
@@ -310,9 +324,11 @@ impl<M: StateMachine> Replica<M> {
         for node in ready.snapshots_wanted {
             self.snapshots.want(node);
         }
-        if !ready.committed.is_empty() {
-            self.apply(ready.committed, outlet)?;
+        self.unapplied.extend(ready.committed);
+        if !self.unapplied.is_empty() {
+            self.apply(outlet)?;
         }
+        self.raft.hold_committed(!self.unapplied.is_empty());
         self.answer_reads(outlet)?;
         written
     }
@@ -353,7 +369,7 @@ impl<M: StateMachine> Replica<M> {
             let Some(time) = self.log_time() else {
                 return;
             };
-            let operations = self.writes.next_batch(self.options.max_entry_bytes);
+            let operations = self.writes.next_batch(&self.options);
             let count = operations.len();
             let batch = OperationBatch {
                 time,
@@ -483,7 +499,10 @@ impl<M: StateMachine> Replica<M> {
         self.comparing.diverged.is_some()
             || !self.finished.is_empty()
             || !self.local.is_empty()
-            || !blocked && (self.raft.needs_poll() || self.snapshots.has_work())
+            || !blocked
+                && (self.raft.needs_poll()
+                    || self.snapshots.has_work()
+                    || !self.unapplied.is_empty())
     }
 
     /// Makes the state durable for an orderly stop. Refuses all pending and all later requests with `Stopping`. Fails with the error

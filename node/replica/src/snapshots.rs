@@ -345,6 +345,8 @@ impl<M: StateMachine> Replica<M> {
             self.state.commit(forget, self.state.applied())?;
         }
         let reset = self.raft.install(meta);
+        // The snapshot has all of them.
+        self.unapplied.clear();
         self.machine.reload(&*self.state)?;
         self.applied = self.state.applied();
         self.comparing.forget_state();

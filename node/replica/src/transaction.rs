@@ -8,6 +8,7 @@ use crate::cursor::Listed;
 use crate::cursor::{Bounds, Cursor, Order, PairReader, Rest};
 use crate::store::{StateReader, WriteBatch};
 use crate::table::Table;
+use crate::work::Work;
 
 /// The state under a batch of changes: reads see what the batch wrote before.
 pub struct Transaction<'a> {
@@ -15,6 +16,7 @@ pub struct Transaction<'a> {
     batch: WriteBatch,
     /// The digest that the changes continue, while entries are applied to a state that has one.
     digest: Option<Digest>,
+    work: Work,
 }
 
 impl<'a> Transaction<'a> {
@@ -24,15 +26,28 @@ impl<'a> Transaction<'a> {
             below,
             batch: WriteBatch::default(),
             digest: None,
+            work: Work::default(),
         }
+    }
+
+    /// Returns the work that was done through this transaction: what it read and wrote.
+    pub fn work(&self) -> u64 {
+        self.work.done()
+    }
+
+    /// Counts work that passes by the transaction.
+    pub(crate) fn add_work(&self, work: u64) {
+        self.work.add(work);
     }
 
     /// Returns the value of a key.
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        match self.batch.get(table, key) {
-            Some(change) => Ok(change),
-            None => self.below.get(table, key),
-        }
+        let value = match self.batch.get(table, key) {
+            Some(change) => change,
+            None => self.below.get(table, key)?,
+        };
+        self.work.lookup(value.as_ref().map_or(0, Bytes::len));
+        Ok(value)
     }
 
     /// Sets a key.
@@ -40,6 +55,7 @@ impl<'a> Transaction<'a> {
         if let Some(digest) = &mut self.digest {
             digest.put(table, &key, &value);
         }
+        self.work.write(key.len() + value.len());
         self.batch.put(table, key, value);
     }
 
@@ -48,6 +64,7 @@ impl<'a> Transaction<'a> {
         if let Some(digest) = &mut self.digest {
             digest.remove(table, &key);
         }
+        self.work.write(key.len());
         self.batch.remove(table, key);
     }
 
@@ -56,6 +73,7 @@ impl<'a> Transaction<'a> {
         if let Some(digest) = &mut self.digest {
             digest.clear(table, &start, &end);
         }
+        self.work.write(start.len() + end.len());
         self.batch.clear(table, start, end);
     }
 
@@ -89,6 +107,7 @@ impl PairReader for Transaction<'_> {
         bounds: Bounds<'_>,
         order: Order,
     ) -> Result<Box<dyn Cursor + '_>, StoreError> {
+        self.work.lookup(0);
         let changes = Rest::new(table, bounds, order);
         Ok(Box::new(MergedCursor {
             change: changes.first(&self.batch.changes),
@@ -98,6 +117,7 @@ impl PairReader for Transaction<'_> {
             order,
             changes,
             ahead: None,
+            work: &self.work,
         }))
     }
 }
@@ -115,6 +135,7 @@ struct MergedCursor<'a> {
     below: Box<dyn Cursor + 'a>,
     /// The first pair below that wasn't passed; `None` if it wasn't read.
     ahead: Option<(Bytes, Listed)>,
+    work: &'a Work,
 }
 
 impl MergedCursor<'_> {
@@ -124,6 +145,7 @@ impl MergedCursor<'_> {
             let Some((key, listed)) = self.below.next()? else {
                 return Ok(());
             };
+            self.work.step(key.len() + listed.read());
             match self.batch.clear_of(self.table, &key) {
                 Some((start, end)) => match self.order {
                     // One jump over the range, however many pairs it has.
@@ -162,6 +184,7 @@ impl Cursor for MergedCursor<'_> {
                     self.ahead = None;
                 }
             }
+            self.work.step(key.len());
             self.changes.pass(key);
             self.change = self.changes.first(&self.batch.changes);
             if let Some(value) = change {
@@ -171,6 +194,7 @@ impl Cursor for MergedCursor<'_> {
     }
 
     fn seek(&mut self, key: &[u8]) -> Result<(), StoreError> {
+        self.work.lookup(0);
         self.ahead = None;
         self.changes.seek(key);
         self.change = self.changes.first(&self.batch.changes);
@@ -179,7 +203,12 @@ impl Cursor for MergedCursor<'_> {
 
     fn read(&self, key: &[u8], listed: Listed) -> Result<Bytes, StoreError> {
         // What the batch wrote is never unread.
-        self.below.read(key, listed)
+        let unread = matches!(listed, Listed::Unread(_));
+        let value = self.below.read(key, listed)?;
+        if unread {
+            self.work.lookup(value.len());
+        }
+        Ok(value)
     }
 }
 

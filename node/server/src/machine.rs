@@ -165,6 +165,13 @@ impl StateMachine for Machine {
         }
     }
 
+    fn most_work(&self, operation: &Bytes) -> u64 {
+        match self {
+            Self::Shards(machine) => machine.most_work(operation),
+            Self::Controller(machine) => machine.most_work(operation),
+        }
+    }
+
     fn min_birth(&self) -> LogTime {
         match self {
             Self::Shards(machine) => machine.min_birth(),

@@ -180,6 +180,10 @@ impl StateMachine for ShardKv {
         self.clocks.greatest()
     }
 
+    fn most_work(&self, operation: &Bytes) -> u64 {
+        keyspaces::operation_in(operation).map_or(0, keyspace::Operation::most_work)
+    }
+
     fn upkeep(&mut self, now: LogTime) -> Option<Bytes> {
         self.search(now).map(|expire| expire.encode())
     }

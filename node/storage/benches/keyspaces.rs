@@ -8,9 +8,10 @@
 //! - range: the newest 1,000 pairs of 1 KiB from one key on, with no old versions and with 10 of each key;
 //! - count: the number of 100,000 keys;
 //! - delete: one deletion of 10,000 keys of 1 KiB, without and with the pairs before;
+//! - largest: a transaction that reads as many pairs as the limits allow, and the revoke of a lease with 10,000 keys;
 //! - compact: clearing after a compaction of 1,000,000 revisions, step by step.
 //!
-//! An argument chooses one: put, range, count or compact. Run by `cargo test`, the numbers are divided by 100 and mean nothing.
+//! An argument chooses one: put, range, count, largest or compact. Run by `cargo test`, the numbers are divided by 100 and mean nothing.
 
 #![allow(
     missing_docs,
@@ -283,6 +284,45 @@ fn deletes<S: StateStore>(replica: &mut Replica<S>, keys: u64, scale: u64) {
     }
 }
 
+/// Measures the largest writes that the limits allow: they hold up the thread that ticks Raft.
+fn largest(scale: u64) {
+    let keys = 10_000 / scale;
+    let id = keyspace::LeaseId(7);
+    with_replica(|replica| {
+        replica.apply(vec![write(keyspace::Write::Grant { id, ttl: 60 })]);
+        replica.run(keys, |_, number| {
+            write(keyspace::Write::Put(Put {
+                key: key(number, keys),
+                value: vec![b'v'; 1_024].into(),
+                lease: id,
+                ..Put::default()
+            }))
+        });
+        // Each pair costs a lookup, so these are the most rows that one transaction may visit.
+        let limits = Limits::default();
+        let pairs = u64::from(limits.max_visited / 17).min(keys);
+        let last = format!("users/{pairs:010}").into();
+        let range = keyspace::Op::Range(Range::new(Span::Range(key(0, keys), last)));
+        let txn = keyspace::Txn {
+            success: vec![range],
+            ..keyspace::Txn::default()
+        };
+        let mut measure = |what: &str, action| {
+            let start = cpu();
+            replica.apply(vec![write(action)]);
+            println!("{what}: {:?}", since(start));
+        };
+        measure(
+            &format!("transaction that reads {pairs} pairs"),
+            keyspace::Write::Txn(txn),
+        );
+        measure(
+            &format!("revoke with {keys} keys"),
+            keyspace::Write::Revoke { id },
+        );
+    });
+}
+
 fn compaction(scale: u64) {
     let (keys, count) = (100_000 / scale, 1_000_000 / scale);
     with_replica(|replica| {
@@ -316,10 +356,11 @@ fn main() {
         let mut filters = std::env::args().skip(1).filter(|arg| !arg.starts_with('-'));
         filters.all(|filter| filter == name)
     };
-    let all: [(&str, Measure); 4] = [
+    let all: [(&str, Measure); 5] = [
         ("put", puts),
         ("range", ranges),
         ("count", counts),
+        ("largest", largest),
         ("compact", compaction),
     ];
     for (_, run) in all.into_iter().filter(|(name, _)| wanted(name)) {

@@ -11,12 +11,14 @@
     clippy::cast_possible_wrap
 )]
 
+mod counted;
 pub mod model;
 pub mod source;
 
 use std::num::NonZeroU64;
 
 use bytes::Bytes;
+use counted::Counted;
 use keyspace::memory::MemoryStore;
 use keyspace::{
     Action, Answer, Applying, KeyspaceId, KeyspaceOptions, LeaseId, Limits, Op, Operation, Outcome,
@@ -118,7 +120,12 @@ impl Keyspace {
         };
         let entry = operation.encode();
         assert_eq!(Operation::decode(entry.clone()).as_ref(), Ok(&operation));
-        apply(entry, self.applying, &mut self.store).unwrap()
+        let most = Operation::most_work(entry.clone());
+        let mut store = Counted::new(&mut self.store);
+        let outcome = apply(entry, self.applying, &mut store).unwrap();
+        let work = store.work();
+        assert!(work <= most, "{operation:?} did {work} of {most}");
+        outcome
     }
 
     pub fn write(&mut self, write: Write) -> Outcome {

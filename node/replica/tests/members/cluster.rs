@@ -22,7 +22,8 @@ pub(crate) const MIB: usize = 1 << 20;
 pub(crate) const TICKS_PER_SECOND: usize = 100;
 
 /// A state machine that puts a value of the given number of bytes at a key: operations are `key=bytes`. It can be one of
-/// an older version that can't read what a newer one wrote at the key `newer`.
+/// an older version that can't read what a newer one wrote at the key `newer`. Operations on keys that begin with `slow` make
+/// [`SLOW_LOOKUPS`] lookups.
 #[derive(Default)]
 pub(crate) struct Map {
     pub(crate) is_old: bool,
@@ -40,11 +41,22 @@ pub(crate) struct Seen {
     /// The keys of operations whose answers are awaited, and of all others.
     pub(crate) awaited: Vec<Bytes>,
     pub(crate) unawaited: Vec<Bytes>,
+    /// The number of operations of each entry.
+    pub(crate) operations: BTreeMap<EntryId, usize>,
+    /// The counted work of each poll.
+    pub(crate) polls: Vec<u64>,
 }
+
+pub(crate) const SLOW_LOOKUPS: u64 = 60;
 
 impl StateMachine for Map {
     type Query = ();
     type Response = Bytes;
+
+    fn most_work(&self, operation: &Bytes) -> u64 {
+        let lookups = u64::from(operation.starts_with(b"slow")) * SLOW_LOOKUPS;
+        lookups * replica::LOOKUP_WORK
+    }
 
     fn reload(&mut self, state: &dyn StateReader) -> Result<(), StoreError> {
         if self.is_old && state.get(Table::Data, b"newer")?.is_some() {
@@ -62,6 +74,12 @@ impl StateMachine for Map {
     ) -> Result<Bytes, StoreError> {
         let mut seen = self.seen.lock().unwrap();
         seen.feature_level = at.feature_level;
+        *seen.operations.entry(at.entry).or_default() += 1;
+        if operation.starts_with(b"slow") {
+            for _ in 0..SLOW_LOOKUPS {
+                state.get(Table::Data, b"slow")?;
+            }
+        }
         if seen.failed_reloads > 0 {
             seen.applied_after += 1;
         }
@@ -78,7 +96,10 @@ impl StateMachine for Map {
         Ok(Bytes::new())
     }
 
-    fn finish_batch(&mut self, _: &mut Transaction<'_>) -> Result<(), StoreError> {
+    fn finish_batch(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError> {
+        if let Some(work) = self.seen.lock().unwrap().polls.last_mut() {
+            *work += state.work();
+        }
         Ok(())
     }
 
@@ -277,6 +298,7 @@ impl Cluster {
         };
         let mut due = true;
         while std::mem::take(&mut due) || replica.needs_poll() {
+            replica.machine().seen.lock().unwrap().polls.push(0);
             if let Err(error) = replica.poll(&mut self.outputs) {
                 self.errors.push((node, error));
                 self.replicas.remove(&node);

@@ -14,3 +14,4 @@ mod divergence;
 mod levels;
 mod membership;
 mod restart;
+mod work;
