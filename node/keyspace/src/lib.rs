@@ -83,7 +83,7 @@ pub use hash::{HashAnswer, hash};
 pub use ids::{KeyspaceId, LeaseId};
 pub use keys::{Place, Table, rows_of_shard};
 pub use lease::{Lease, MAX_LEASE_TTL, MIN_LEASE_TTL, read_lease, read_lease_keys, read_leases};
-pub use lifecycle::{find, list};
+pub use lifecycle::{find, list, renew};
 pub use limits::Limits;
 pub use machine::{Applying, apply};
 pub use operation::{Action, Operation, Write};

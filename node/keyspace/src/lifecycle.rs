@@ -4,8 +4,10 @@
 //! keyspace that is created under the same name gets another id, so it shares no row with the one before.
 //!
 //! A shard that is restored from a backup gives ids again that it had given after the backup. So clients don't tell incarnations
-//! by the id, but by the cluster id, which is a random number in the record.
+//! by the id, but by the cluster id, which is a random number in the record. A shard that goes on from an older state in another way, because
+//! the group that had it is gone, gets new cluster ids, too ([`renew`]).
 
+use std::num::NonZeroU64;
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -20,6 +22,9 @@ use crate::rows::{NAME, SHARD, damaged};
 use crate::store::{Rows, Store, get};
 use crate::view::{borrowed, whole, with_prefix};
 use crate::{KeyspaceId, Limits, Place, Refusal};
+
+/// The number of records that are in memory at once while ids are renewed.
+const RENEWED_AT_ONCE: usize = 100;
 
 /// The record of a shard's keyspaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -161,6 +166,33 @@ fn read_keys(
         found.push(stored);
     }
     Ok(found)
+}
+
+/// Gives each keyspace of a shard another cluster id, because the shard goes on from an older state: what was written since is lost, and
+/// its revisions are given again. `salt` is the number of the configuration that did so, which no other has.
+pub fn renew(shard: ShardId, salt: u64, store: &mut dyn Store) -> Result<(), StoreError> {
+    let mut after = None;
+    loop {
+        let page = list(store, shard, after, RENEWED_AT_ONCE)?;
+        after = page.last().map(|(id, _)| *id);
+        for (id, mut record) in page {
+            record.nonce = renewed(record.nonce, salt);
+            record.store(Place { shard, id }, store);
+        }
+        if after.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// Derives a number that looks drawn anew (the finaliser of `SplitMix64`).
+fn renewed(nonce: NonZeroU64, salt: u64) -> NonZeroU64 {
+    let mut number = nonce
+        .get()
+        .wrapping_add(salt.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    NonZeroU64::new(number ^ (number >> 31)).unwrap_or(NonZeroU64::MIN)
 }
 
 /// Returns the id of the keyspace with a name.

@@ -174,8 +174,9 @@ impl Record {
         }
     }
 
-    /// Returns the cluster id of the headers of all answers. It stays while the keyspace exists, wherever it moves, and no other
-    /// keyspace has it: not the next with its name, and not one that gets its id after the shard was restored.
+    /// Returns the cluster id of the headers of all answers. It stays while the keyspace exists, wherever it moves, unless writes are
+    /// lost ([`crate::renew`]). No other keyspace has it: not the next with its name, and not one that gets its id after the shard was
+    /// restored.
     pub fn cluster_id(&self) -> u64 {
         self.nonce.get()
     }

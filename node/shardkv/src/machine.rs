@@ -411,7 +411,7 @@ impl ShardKv {
         }
         let ownership = Arc::make_mut(&mut self.ownership);
         let changed = ownership.take(&step, at.time, self.bugs);
-        self.follow(&changed, at, genesis, state);
+        self.follow(&changed, at, genesis, state)?;
         self.take_clock(&step, at.time, genesis);
         match step {
             Step::Install(chunk) => self.install(chunk, state)?,
@@ -440,7 +440,7 @@ impl ShardKv {
         at: Applying,
         genesis: &Genesis,
         state: &mut Transaction<'_>,
-    ) {
+    ) -> Result<(), StoreError> {
         records::store(&self.ownership, changed, state);
         for shard in &changed.cleared {
             self.clear(*shard, at.feature_level, state);
@@ -450,7 +450,15 @@ impl ShardKv {
             let oldest = at.time.0.saturating_sub(genesis.session_ttl_ms);
             self.clocks.raise(*shard, LogTime(oldest));
         }
+        if at.feature_level >= KEYSPACE_LEVEL {
+            for shard in &changed.lost {
+                let since = self.ownership.served_since(*shard).unwrap_or_default();
+                let mut rows = Rows::new(*shard, &mut self.journals, state);
+                keyspace::renew(*shard, since.0, &mut rows)?;
+            }
+        }
         self.journals.follow(changed, &self.ownership, state);
+        Ok(())
     }
 
     /// Continues the session clock of a shard with whose last part or chunk it arrived.

@@ -14,7 +14,7 @@ use shardkv::{
 use types::ShardId;
 
 use crate::common::{Replica, SHARDS_GENESIS};
-use crate::stage::{Group, SHARD, SHARDS, two, wrong_group};
+use crate::stage::{Configs, Group, SHARD, SHARDS, two, wrong_group};
 
 const PLACE: Place = Place {
     shard: SHARD,
@@ -189,4 +189,67 @@ fn changes_are_told_in_the_order_of_the_log() {
     reload(&mut replica);
     let taken = replica.machine.take_keyspace_changes();
     assert!(taken.replaced && taken.changes.is_empty(), "{taken:?}");
+}
+
+/// Returns the cluster id and the revision of the keyspace, by its record.
+fn record(replica: &Replica) -> Option<(NonZeroU64, i64)> {
+    let read = |reader: &dyn replica::PairReader| keyspace::record(reader, PLACE);
+    let record = read_keyspaces(&replica.state, SHARD, read)
+        .unwrap()
+        .unwrap();
+    let told = |it: keyspace::Record| (NonZeroU64::new(it.cluster_id()).unwrap(), it.revision);
+    record.ok().map(told)
+}
+
+/// A group gets a shard back as it gave it, because the group that had it is gone for good. Revisions go back, so the cluster id is
+/// another one: no client takes the new revisions for those that it knows, and no old operation is carried out.
+#[test]
+fn a_shard_that_goes_on_from_an_older_state_has_new_cluster_ids() {
+    let (mut a, mut b, mut configs) = two([1_000, 1_000]);
+    let mut other = Group::new(1, 1_000);
+    other.follow(&Configs::new().give(1));
+    for group in [&mut a, &mut b, &mut other] {
+        group.replica.level = KEYSPACE_LEVEL;
+    }
+    let second = configs.give(2);
+    for group in [&mut a, &mut other] {
+        outcome(apply(&mut group.replica, create("a")));
+        outcome(apply(&mut group.replica, put("k")));
+        assert_eq!(record(&group.replica), Some((NonZeroU64::MIN, 2)));
+        group.follow(&second);
+    }
+    b.follow(&second);
+    b.install_from(&a, 2);
+    assert_eq!(outcome(apply(&mut b.replica, put("k"))).revision, 3);
+    assert_eq!(
+        record(&b.replica),
+        Some((NonZeroU64::MIN, 3)),
+        "a move keeps it"
+    );
+
+    let back = configs.forget(2, [1; SHARDS as usize]);
+    a.follow(&back);
+    other.follow(&back);
+    let (cluster_id, revision) = record(&a.replica).unwrap();
+    assert_ne!(cluster_id, NonZeroU64::MIN);
+    assert_eq!(revision, 2);
+    assert_eq!(
+        record(&other.replica),
+        Some((cluster_id, 2)),
+        "replicas agree"
+    );
+    let meant = |cluster_id| {
+        encode_keyspace_operation(&Operation {
+            cluster_id: Some(cluster_id),
+            shard: SHARD,
+            limits: Limits::default(),
+            action: Action::In(PLACE.id, Write::Compact { revision: 2 }),
+        })
+    };
+    let old = outcome(apply(&mut a.replica, meant(NonZeroU64::MIN)));
+    assert_eq!(old.answer, Err(Refusal::KeyspaceNotFound));
+    a.replica.restart();
+    assert_eq!(record(&a.replica), Some((cluster_id, 2)));
+    let new = outcome(apply(&mut a.replica, meant(cluster_id)));
+    assert_eq!(new.answer, Ok(Answer::Done { revision: 2 }));
 }
