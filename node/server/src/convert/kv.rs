@@ -237,15 +237,16 @@ pub(crate) fn kv_error(error: &KvError) -> ErrorDetail {
         KvError::ValueTooLarge { size, limit } => errors::too_large("value", *size, *limit),
         KvError::SessionExpired => errors::session_expired(),
         KvError::SessionFromFuture { ahead_ms } => errors::session_from_future(*ahead_ms),
-        // The level rises once all members are upgraded.
-        KvError::FeatureLevel { .. } => errors::unavailable(error, 1_000),
         KvError::StaleSequence { .. } | KvError::BadSequence { .. } => {
             errors::bad_request("session.sequence", error)
         }
         KvError::SessionLimit { what, limit, .. } => errors::overloaded(what, *limit, 1_000),
         KvError::WrongGroup { config, .. } => errors::wrong_group(config.0),
         KvError::ShardNotReady { .. } => errors::shard_not_ready(20),
-        KvError::ShardGone { .. } | KvError::Journal { .. } => errors::conflict(error),
+        // The level rises once an administrator has upgraded all members: trying again doesn't help until then.
+        KvError::FeatureLevel { .. } | KvError::ShardGone { .. } | KvError::Journal { .. } => {
+            errors::conflict(error)
+        }
         KvError::NoShard { .. } => errors::not_found(error),
         KvError::Malformed(_) => errors::bad_request("request", error),
     }
@@ -344,6 +345,21 @@ mod tests {
         );
         assert_eq!(session.client.nonce, 9);
         assert_eq!(command.write.key().as_ref(), b"k");
+    }
+
+    /// A client must know that nothing was done, and what to do.
+    #[test]
+    fn a_group_below_the_level_refuses_for_certain() {
+        let error = KvError::FeatureLevel {
+            level: 1,
+            needed: 2,
+        };
+        let detail = kv_error(&error);
+        assert!(matches!(detail.kind, Some(Kind::Conflict(_))), "{detail:?}");
+        assert!(
+            detail.message.contains("upgrade all its nodes"),
+            "{detail:?}"
+        );
     }
 
     #[test]
