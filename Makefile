@@ -29,7 +29,7 @@ SEED ?= 1
 # The crate whose mutants `make mutants` tries, and the part of them: K/N, with K from 0.
 CRATE ?= raft
 SHARD ?= 0/40
-# The store of the Kubernetes of `make kube-up`: etcd or shardkv.
+# The store of the Kubernetes of `make test-api` and `make kube-up`: etcd or shardkv.
 STORE ?= etcd
 # Seconds for each fuzz target of `make fuzz`.
 SECONDS ?= 60
@@ -68,9 +68,9 @@ test-operator: ## Run the operator's tests, and check that crds/ matches the cod
 	$(CARGO) test --release -p shardkv-operator
 
 .PHONY: test-api
-test-api: deps ## Run the operator against a real API server and etcd (built the first time: about 6 minutes)
+test-api: deps $(if $(filter shardkv,$(STORE)),build) ## Run the operator against a real API server and etcd (built the first time: about 6 minutes; STORE=shardkv: on a keyspace)
 	deploy/kube/build etcd kube-apiserver
-	$(CARGO) test --release -p shardkv-operator --test api
+	@$(if $(filter shardkv,$(STORE)),SHARDKV_API_STORE="$$(.ci/shim "$(bin)")") $(CARGO) test --release -p shardkv-operator --test api
 
 .PHONY: test-etcd
 test-etcd: deps ## Compare keyspaces with a real etcd, every answer and event of HISTORIES=4 random histories (etcd is built the first time: a minute)

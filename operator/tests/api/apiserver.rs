@@ -1,4 +1,4 @@
-//! A kube-apiserver with etcd, on free loopback ports.
+//! A kube-apiserver with etcd, or another program with etcd's command line, on free loopback ports.
 
 use std::fs;
 use std::net::TcpListener;
@@ -22,7 +22,7 @@ pub(crate) const ADMIN: &str = "the-admin";
 /// is killed.
 const KEEPER: &str = r#"
 folder=$1
-"$2/etcd" --data-dir="$folder/etcd" --unsafe-no-fsync --listen-client-urls="$4" --advertise-client-urls="$4" \
+"$6" --data-dir="$folder/etcd" --unsafe-no-fsync --listen-client-urls="$4" --advertise-client-urls="$4" \
     --listen-peer-urls="$5" --initial-advertise-peer-urls="$5" --initial-cluster="default=$5" --log-level=warn \
     >"$folder/etcd.log" 2>&1 &
 etcd=$!
@@ -92,6 +92,7 @@ impl ApiServer {
             .args(["-c", KEEPER, "keeper"])
             .args([folder.as_path(), &programs()])
             .args([port.to_string(), url(etcd), url(peers)])
+            .arg(store())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -202,6 +203,11 @@ pub(crate) fn programs() -> PathBuf {
         );
     }
     folder
+}
+
+/// Returns the program of the API server's store: etcd, or the one that the variable names.
+fn store() -> PathBuf {
+    std::env::var_os("SHARDKV_API_STORE").map_or_else(|| programs().join("etcd"), PathBuf::from)
 }
 
 fn make_key(path: &Path) {
