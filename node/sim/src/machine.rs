@@ -151,6 +151,13 @@ impl StateMachine for Machine {
         }
     }
 
+    fn most_work(&self, operation: &Bytes) -> u64 {
+        match self {
+            Self::Kv(machine) => machine.most_work(operation),
+            Self::Ctrl(machine) => machine.most_work(operation),
+        }
+    }
+
     fn min_birth(&self) -> LogTime {
         match self {
             Self::Kv(machine) => machine.min_birth(),

@@ -34,6 +34,10 @@ pub struct AppliedOperation {
     pub config: Option<Arc<ShardConfig>>,
     /// The rows and ranges that a step of a hand-off wrote although it left the ownership as it was.
     pub idle_writes: usize,
+    /// The counted work of applying the operation.
+    pub work: u64,
+    /// The most work that it may take, by which a leader chooses the operations of an entry.
+    pub most_work: u64,
 }
 
 /// The operations that a machine applied, shared with the world.
@@ -137,6 +141,10 @@ impl StateMachine for Recorder {
         self.inner.refuse_early(operation)
     }
 
+    fn most_work(&self, operation: &Bytes) -> u64 {
+        self.inner.most_work(operation)
+    }
+
     fn min_birth(&self) -> LogTime {
         self.inner.min_birth()
     }
@@ -152,6 +160,7 @@ impl StateMachine for Recorder {
         state: &mut Transaction<'_>,
     ) -> Result<Reply, StoreError> {
         let (owned, latest) = (self.inner.ownership(), self.inner.latest());
+        let before = state.work();
         let is_step = owned.is_some() && Step::decode(operation.clone()).is_ok();
         let (response, written) = if is_step {
             self.step(at, operation.clone(), state)?
@@ -166,6 +175,8 @@ impl StateMachine for Recorder {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.push(AppliedOperation {
             entry: at.entry,
+            work: state.work() - before,
+            most_work: self.inner.most_work(&operation),
             digest: digest(&operation) ^ at.time.0.rotate_left(20) ^ u64::from(at.max_value_bytes),
             operation,
             response: comparable(response.clone()),

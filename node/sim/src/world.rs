@@ -51,6 +51,7 @@ mod send;
 mod served;
 mod steps;
 mod stop;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -32,6 +32,9 @@ impl Scenario {
             patience: rng.between(50 * MILLI, 600 * MILLI),
             repeats_writes: false,
         });
+        if rng.coin() {
+            self.replica.max_apply_work = rng.magnitude(200, 20_000);
+        }
         // The largest row, a record, and the fields around it fit into a part, and a part into an entry.
         self.replica.max_entry_bytes = self.replica.max_entry_bytes.max(8_192);
     }

@@ -6,6 +6,7 @@ use raft::{Payload, StoreError};
 use replica::{NodeRecord, Refusal, Replica, Status};
 use types::{Gid, NodeId};
 
+use super::work::check_work;
 use super::{World, draw_node};
 use crate::bug::{Bug, ProcessBug};
 use crate::disk::DiskEvent;
@@ -324,6 +325,7 @@ impl World {
             self.groups[host.group].invariants.wrote(host.node, event)?;
         }
         let operations = drain(&host.journal);
+        check_work(&self.scenario.replica, host.node, &operations)?;
         for operation in &operations {
             if self.tracing {
                 let (entry, response) = (operation.entry, &operation.response);
