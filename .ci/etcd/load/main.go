@@ -36,6 +36,8 @@ type side struct {
 	name string
 	// The addresses of the members.
 	servers []string
+	// Returns the memory of all its processes.
+	memory func() (int64, error)
 	// The keyspace that calls name, if any.
 	keyspace string
 	conns    []*grpc.ClientConn
@@ -73,8 +75,8 @@ func run(etcd, bin string, turn time.Duration, rounds int, only string) error {
 		return err
 	}
 	sides := []*side{
-		{name: "etcd", servers: reference.Addresses},
-		{name: "keyspace", servers: playground.Members, keyspace: "load"},
+		{name: "etcd", servers: reference.Addresses, memory: reference.Memory},
+		{name: "keyspace", servers: playground.Members, memory: playground.Memory, keyspace: "load"},
 	}
 	for _, side := range sides {
 		if err := side.prepare(); err != nil {

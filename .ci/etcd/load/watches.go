@@ -99,7 +99,7 @@ func (f fanOut) load(s *side, turn time.Duration, into *result) error {
 func (s *side) idle() (int64, error) {
 	ctx, cancel := context.WithCancel(s.context())
 	defer cancel()
-	before, err := s.servers.Memory()
+	before, err := s.memory()
 	if err != nil {
 		return 0, err
 	}
@@ -110,7 +110,7 @@ func (s *side) idle() (int64, error) {
 			return 0, err
 		}
 	}
-	after, err := s.servers.Memory()
+	after, err := s.memory()
 	return after - before, err
 }
 
