@@ -15,6 +15,7 @@ use std::task::{Context, Poll};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Either};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::header::CONTENT_TYPE;
 use tonic::codegen::http::{Request, Response};
@@ -86,6 +87,16 @@ async fn respond<S: Grpc>(
             _ => answer::many(inner, method, request).await,
         },
     }
+}
+
+/// Returns true for a request that the gateway answers.
+pub(crate) fn is_for<B>(request: &Request<B>) -> bool {
+    !is_grpc(request) && routes::of(request).is_some()
+}
+
+/// Returns the answer to a request that is refused before it reaches the gateway.
+pub(crate) fn refusal(status: &Status) -> Response<Body> {
+    answer::refusal(status)
 }
 
 fn is_grpc<B>(request: &Request<B>) -> bool {

@@ -1,8 +1,8 @@
 //! Calls over connections of the reserve: those of nodes and operators are served, and those of clients are refused. Only the former
 //! keep a connection its place.
 //!
-//! The path tells a call of a node or an operator, and the user agent a request that a node forwards. A client that claims to be a
-//! node is served: the reserve keeps out clients that are too many, not clients that lie.
+//! The path tells a call of a node or an operator, and the user agent a request that a node forwards. Requests of the JSON gateway are
+//! clients' calls. A client that claims to be a node is served: the reserve keeps out clients that are too many, not clients that lie.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use tonic::codegen::http::{Request, Response, header::USER_AGENT};
 use tower::{Layer, Service};
 
 use super::{Call, Seat};
+use crate::gateway;
 use crate::metrics::Metrics;
 use crate::services::etcd::edge::is_etcds;
 
@@ -91,7 +92,13 @@ where
         if is_clients(&request) && !seat.become_clients() {
             let limit = self.layer.max_connections as u64;
             let error = errors::overloaded("connections", limit, RETRY_AFTER_MS);
-            let refusal = self.layer.metrics.reject(&error).into_http();
+            let status = self.layer.metrics.reject(&error);
+            // A client of the gateway knows no status of gRPC.
+            let refusal = if gateway::is_for(&request) {
+                gateway::refusal(&status)
+            } else {
+                status.into_http()
+            };
             let refused = async move {
                 read_rest(request.into_body()).await;
                 Ok(refusal)
@@ -131,12 +138,18 @@ async fn read_rest(mut body: Body) {
 fn is_clients<B>(request: &Request<B>) -> bool {
     let path = request.uri().path();
     let of_clients = is_etcds(path)
+        || gateway::is_for(request)
         || match path.trim_start_matches('/').split_once('/') {
             Some((service, method)) => service == KV || (service, method) == (CONTROLLERS, "Watch"),
             None => false,
         };
+    of_clients && !is_of_node(request)
+}
+
+/// Returns true for a request of a node.
+fn is_of_node<B>(request: &Request<B>) -> bool {
     let agent = request.headers().get(USER_AGENT);
-    of_clients && !agent.is_some_and(|agent| is_nodes(agent.as_bytes()))
+    agent.is_some_and(|agent| is_nodes(agent.as_bytes()))
 }
 
 /// Returns true for the user agent of a node.
@@ -183,7 +196,15 @@ mod tests {
             let request = Request::builder().uri(path).header(USER_AGENT, agent);
             request.body(()).unwrap()
         };
+        // The gateway has paths of its own for `GET`.
         let table = [
+            ("/health", true),
+            ("/readyz?verbose", true),
+            ("/livez", true),
+            ("/version", true),
+            ("/v3/kv/range", true),
+            ("/v3beta/watch", true),
+            ("/v3/nothing", true),
             ("/shardkv.v1.Kv/Put", true),
             ("/shardkv.v1.Kv/Batch", true),
             ("/etcdserverpb.KV/Range", true),
@@ -238,17 +259,20 @@ mod tests {
 
     #[tokio::test]
     async fn only_calls_of_nodes_and_operators_keep_a_connection_its_place() {
+        let (node, other) = ("shardkv-node tonic/0.14", "grpc-go/1.60");
         let table = [
-            ("/shardkv.v1.Raft/Stream", "", true),
-            ("/shardkv.v1.Admin/Status", "", true),
-            ("/shardkv.v1.Kv/Batch", "", false),
-            ("/shardkv.v1.Kv/Put", NODE, true),
-            ("/etcdserverpb.KV/Put", "", false),
-            ("/etcdserverpb.KV/Put", NODE, true),
-            ("/grpc.health.v1.Health/Watch", "", false),
+            ("/shardkv.v1.Raft/Stream", other, true),
+            ("/shardkv.v1.Admin/Status", other, true),
+            ("/shardkv.v1.Kv/Batch", other, false),
+            ("/shardkv.v1.Kv/Batch", node, true),
+            ("/etcdserverpb.Watch/Watch", node, true),
+            ("/etcdserverpb.Lease/LeaseKeepAlive", node, true),
+            ("/etcdserverpb.Watch/Watch", other, false),
+            ("/v3/watch", other, false),
+            ("/grpc.health.v1.Health/Watch", node, false),
             (
                 "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-                "",
+                other,
                 false,
             ),
         ];
@@ -272,7 +296,32 @@ mod tests {
             });
             let mut call = layer.layer(Silent).call(request);
             assert!((&mut call).now_or_never().is_none(), "{path} goes on");
-            assert_eq!(reserve.enter().is_none(), keeps, "{path}");
+            assert_eq!(reserve.enter().is_none(), keeps, "{path} of {agent}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_request_of_the_gateway_gets_an_http_status() {
+        let table = [
+            ("/health", "application/json", 429),
+            ("/v3/kv/range", "application/json", 429),
+            ("/etcdserverpb.KV/Range", "application/grpc", 200),
+        ];
+        for (path, kind, expected) in table {
+            let reserve = super::super::Reserve::new(1, Arc::new(tokio::sync::Semaphore::new(0)));
+            let layer = ReserveLayer {
+                max_connections: 1,
+                metrics: Arc::new(Metrics::new()),
+            };
+            let mut request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            request.extensions_mut().insert(Origin {
+                seat: reserve.enter(),
+                keyspace: None,
+            });
+            let refused = layer.layer(Silent).call(request).await.unwrap();
+            assert_eq!(refused.status(), expected, "{path}");
+            let found = refused.headers().get("content-type").unwrap();
+            assert_eq!(found, kind, "{path}");
         }
     }
 }
