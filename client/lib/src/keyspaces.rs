@@ -21,8 +21,9 @@ use crate::unary::{failed, policy};
 
 /// The keyspaces of a cluster: named stores that etcd's clients use. Made by [`crate::Client::keyspaces`]. Cheap to clone.
 ///
-/// Calls are retried until the client's deadline. A change takes effect once however often it is retried, because it names the
-/// keyspace by its random cluster id.
+/// Calls are retried until the client's deadline. Options and deletions name the keyspace by its random cluster id, so a retry never
+/// hits a later keyspace with the same name. A creation that is retried knows what it has made before. If another client has deleted that
+/// meanwhile, a new keyspace is created, with a cluster id of its own.
 ///
 /// ```no_run
 /// use shardkv_client::{Client, KeyspaceOptions};
@@ -92,6 +93,9 @@ pub enum AutoCompaction {
     Revisions(u64),
 }
 
+/// The pause before a creation whose outcome is unknown is made again.
+const CREATE_PAUSE: Duration = Duration::from_millis(50);
+
 /// A page of keyspaces, and the place of the next page.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyspacePage {
@@ -118,11 +122,13 @@ enum Answer {
 }
 
 impl Call {
-    /// Returns the right to make the call again: its cluster id names a change.
+    /// Returns the right to make the call again as it is: its cluster id names a change. A creation needs a new cluster id each time,
+    /// because another client may have deleted what it has made.
     fn repeat(&self) -> Repeat {
         match self {
             Self::Get(_) | Self::List(_) => Repeat::Freely,
-            Self::Create(_) | Self::SetOptions(_) | Self::Delete(_) => Repeat::ByName,
+            Self::SetOptions(_) | Self::Delete(_) => Repeat::ByName,
+            Self::Create(_) => Repeat::Never,
         }
     }
 
@@ -160,12 +166,38 @@ impl Keyspaces {
 
     /// Creates a keyspace. [`Error::AlreadyExists`] if there is one with the name.
     pub async fn create(&self, name: &str, options: KeyspaceOptions) -> Result<Keyspace, Error> {
-        self.keyspace(Call::Create(CreateKeyspaceRequest {
-            name: name.to_owned(),
-            options: Some(options_to_wire(options)),
-            cluster_id: random(),
-        }))
-        .await
+        let deadline = Instant::now() + self.timeout;
+        let mut drawn = Vec::new();
+        let failure = loop {
+            let cluster_id = random();
+            drawn.push(cluster_id);
+            let call = Call::Create(CreateKeyspaceRequest {
+                name: name.to_owned(),
+                options: Some(options_to_wire(options)),
+                cluster_id,
+            });
+            let failure = match self.try_until(&call, deadline).await {
+                Ok(Answer::Keyspace(made)) => return Ok(keyspace(made)),
+                Ok(_) => return Err(mismatch(true)),
+                Err(failure) => failure,
+            };
+            match After::of(&failure, drawn.len() > 1) {
+                After::Repeat if Instant::now() < deadline => sleep(CREATE_PAUSE).await,
+                After::Look => {
+                    let name = name.to_owned();
+                    let look = Call::Get(GetKeyspaceRequest { name });
+                    match self.try_until(&look, deadline).await {
+                        Ok(Answer::Keyspace(found)) if drawn.contains(&found.cluster_id) => {
+                            return Ok(keyspace(found));
+                        }
+                        _ => break failure,
+                    }
+                }
+                After::Repeat | After::Fail => break failure,
+            }
+        };
+        let failure = in_doubt(failure, drawn.len() > 1);
+        Err(failure::error(failure, self.timeout))
     }
 
     /// Returns the keyspace with a name. [`Error::NotFound`] if there is none.
@@ -261,7 +293,10 @@ impl Keyspaces {
     }
 
     async fn try_call(&self, call: &Call) -> Result<Answer, Failure> {
-        let deadline = Instant::now() + self.timeout;
+        self.try_until(call, Instant::now() + self.timeout).await
+    }
+
+    async fn try_until(&self, call: &Call, deadline: Instant) -> Result<Answer, Failure> {
         let policy = policy(self.router.options());
         let mut attempts = SingleCall::new(call.repeat(), policy, jitter());
         match timeout_at(deadline, self.run(call, &mut attempts)).await {
@@ -291,6 +326,49 @@ impl Keyspaces {
                 Err(status) => failed(router, attempts, &leader, slot, &status).await?,
             }
         }
+    }
+}
+
+/// The step after an attempt of a creation that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// Create it under another cluster id.
+    Repeat,
+    /// Look whether an earlier attempt has made what is there.
+    Look,
+    Fail,
+}
+
+impl After {
+    /// Returns the step after a failure. `doubt` is true if an earlier attempt may have made the keyspace.
+    fn of(failure: &Failure, doubt: bool) -> Self {
+        match failure {
+            Failure::Unrepeatable => Self::Repeat,
+            Failure::Rejected {
+                rejection: Rejection::AlreadyExists { .. },
+                ..
+            } if doubt => Self::Look,
+            _ => Self::Fail,
+        }
+    }
+}
+
+/// Returns the failure of a creation. `earlier` is true if an attempt before it is in doubt.
+fn in_doubt(failure: Failure, earlier: bool) -> Failure {
+    match failure {
+        Failure::Rejected { rejection, doubt } => Failure::Rejected {
+            rejection,
+            doubt: doubt || earlier,
+        },
+        Failure::TimedOut { doubt, last } => Failure::TimedOut {
+            doubt: doubt || earlier,
+            last,
+        },
+        // The deadline has passed.
+        Failure::Unrepeatable | Failure::SessionExpired => Failure::TimedOut {
+            doubt: true,
+            last: None,
+        },
     }
 }
 
@@ -336,5 +414,51 @@ fn keyspace(it: v1::Keyspace) -> Keyspace {
         no_space: it.no_space,
         shard: ShardId(it.shard),
         gid: Gid(it.gid),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_creation_in_doubt_is_made_again_and_then_knows_what_it_has_made() {
+        let rejected = |rejection| Failure::Rejected {
+            rejection,
+            doubt: false,
+        };
+        let exists = rejected(Rejection::AlreadyExists {
+            what: "keyspace a".to_owned(),
+            message: String::new(),
+        });
+        let full = rejected(Rejection::DiskFull {
+            message: String::new(),
+        });
+        let late = Failure::TimedOut {
+            doubt: false,
+            last: None,
+        };
+        let table = [
+            (Failure::Unrepeatable, false, After::Repeat),
+            (Failure::Unrepeatable, true, After::Repeat),
+            (exists.clone(), false, After::Fail),
+            (exists, true, After::Look),
+            (full, true, After::Fail),
+            (late, true, After::Fail),
+        ];
+        for (failure, doubt, expected) in table {
+            assert_eq!(After::of(&failure, doubt), expected, "{failure:?}");
+            let sure = failure != Failure::Unrepeatable && !doubt;
+            let told = in_doubt(failure, doubt);
+            assert_eq!(told.maybe_applied(), !sure, "{told:?}");
+        }
+    }
+
+    #[test]
+    fn a_creation_is_not_repeated_under_its_cluster_id() {
+        let create = Call::Create(CreateKeyspaceRequest::default());
+        assert_eq!(create.repeat(), Repeat::Never);
+        let delete = Call::Delete(DeleteKeyspaceRequest::default());
+        assert_eq!(delete.repeat(), Repeat::ByName);
     }
 }

@@ -156,7 +156,7 @@ pub struct Record {
 
 impl Record {
     /// Returns the record of a keyspace that was just created.
-    pub(crate) fn new(name: String, options: KeyspaceOptions, nonce: NonZeroU64) -> Self {
+    pub fn new(name: String, options: KeyspaceOptions, nonce: NonZeroU64) -> Self {
         Self {
             name,
             options,

@@ -28,12 +28,24 @@ const MAX_PAGE: u32 = 1_000;
 /// The most shards that a page looks at.
 const MAX_PAGE_SHARDS: u32 = 4_096;
 
-/// Returns the right to repeat a change, which its cluster id names.
+/// Returns the right to repeat a change of the keyspace with this cluster id.
 fn repeat(cluster_id: u64) -> Repeat {
     match cluster_id {
         0 => Repeat::Never,
         _ => Repeat::ByName,
     }
+}
+
+/// Returns the number that names a creation. If the caller has none, it is drawn for each attempt, so none has it twice.
+fn nonce(cluster_id: u64) -> Result<NonZeroU64, ErrorDetail> {
+    if let Some(nonce) = NonZeroU64::new(cluster_id) {
+        return Ok(nonce);
+    }
+    let failed = |why: &dyn std::fmt::Display| {
+        errors::unavailable(format!("no random number: {why}"), 1_000)
+    };
+    let drawn = random::number().map_err(|error| failed(&error))?;
+    NonZeroU64::new(drawn).ok_or_else(|| failed(&"it is 0"))
 }
 
 /// Finds a keyspace by its name, and by its cluster id unless that is 0.
@@ -67,48 +79,44 @@ fn told(keyspaces: &Keyspaces, found: &Found) -> Keyspace {
 impl Call for CreateKeyspaceRequest {
     type Answer = Keyspace;
 
-    fn prepare(&mut self) -> Result<(), ErrorDetail> {
-        if self.cluster_id == 0 {
-            let drawn = random::number();
-            let failed = |error| errors::unavailable(format!("no random number: {error}"), 1_000);
-            self.cluster_id = drawn.map_err(failed)?;
-        }
-        Ok(())
-    }
-
     fn subject(&self) -> Subject<'_> {
         Subject::Name(&self.name)
     }
 
+    /// A creation in doubt may have succeeded, and another client may have deleted the keyspace since. Made again, it would give the
+    /// same cluster id to a second keyspace.
     fn repeat(&self) -> Repeat {
-        repeat(self.cluster_id)
+        Repeat::Never
     }
 
     async fn here(self, keyspaces: &Keyspaces) -> Result<Keyspace, ErrorDetail> {
         let name = &self.name;
         check_name(name).map_err(|refusal| convert::refused(refusal, name))?;
-        let nonce = NonZeroU64::new(self.cluster_id);
+        let (options, nonce) = (convert::options(self.options), nonce(self.cluster_id)?);
         let action = Action::Create {
             name: name.clone(),
-            options: convert::options(self.options),
-            nonce: nonce.ok_or_else(|| errors::bad_request("cluster_id", "it is 0"))?,
+            options,
+            nonce,
         };
-        let outcome = keyspaces.propose(keyspaces.shard(name)?, action).await;
+        let shard = keyspaces.shard(name)?;
+        let outcome = keyspaces.propose(shard, action).await;
         let outcome = outcome.map_err(|it| convert::failed(it, name))?;
         match outcome.answer {
-            Ok(_) => {}
-            // An earlier attempt of this call may have made it.
+            // It is told as it was made: a look at it could fail, and the caller would make it again.
+            Ok(_) => {
+                let made = Record::new(self.name, options, nonce);
+                Ok(convert::keyspace(shard, keyspaces.routing.gid(), &made))
+            }
+            // An earlier attempt of this call may have made it. This one has changed nothing, so any error may be told.
             Err(Refusal::KeyspaceExists) => {
                 let found = find(keyspaces, name, 0).await?;
-                if found.record.cluster_id() != self.cluster_id {
+                if found.record.cluster_id() != nonce.get() {
                     return Err(convert::refused(Refusal::KeyspaceExists, name));
                 }
-                return Ok(told(keyspaces, &found));
+                Ok(told(keyspaces, &found))
             }
-            Err(refusal) => return Err(convert::refused(refusal, name)),
+            Err(refusal) => Err(convert::refused(refusal, name)),
         }
-        let made = find(keyspaces, name, self.cluster_id).await?;
-        Ok(told(keyspaces, &made))
     }
 
     async fn there(
@@ -155,11 +163,17 @@ impl Call for SetKeyspaceOptionsRequest {
     }
 
     async fn here(self, keyspaces: &Keyspaces) -> Result<Keyspace, ErrorDetail> {
-        let write = Write::SetOptions(convert::options(self.options));
+        let options = convert::options(self.options);
+        let write = Write::SetOptions(options);
         let target = (&*self.name, self.cluster_id);
-        let changed = change(keyspaces, target, write).await?;
-        let found = find(keyspaces, &self.name, changed.record.cluster_id()).await?;
-        Ok(told(keyspaces, &found))
+        let mut changed = change(keyspaces, target, write).await?;
+        // The change is done, so no error may be told from here on: the caller would make it again. The state here has the change. If
+        // the keyspace has left it since, the rest of the answer is as it was before the change.
+        let now = keyspaces.read(&self.name, Freshness::Serializable, |_, _| Ok(Ok(())));
+        let now = now.await.ok().map(|(found, ())| found);
+        changed.record.options = options;
+        let found = now.filter(|now| now.identity() == changed.identity());
+        Ok(told(keyspaces, &found.unwrap_or(changed)))
     }
 
     async fn there(
@@ -298,4 +312,40 @@ fn page(
         };
     }
     Ok(Ok(page))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_creation_is_never_made_again_and_a_change_only_by_the_cluster_id() {
+        for cluster_id in [0, 7] {
+            let create = CreateKeyspaceRequest {
+                cluster_id,
+                ..CreateKeyspaceRequest::default()
+            };
+            assert_eq!(create.repeat(), Repeat::Never);
+            let set = SetKeyspaceOptionsRequest {
+                cluster_id,
+                ..SetKeyspaceOptionsRequest::default()
+            };
+            let delete = DeleteKeyspaceRequest {
+                cluster_id,
+                ..DeleteKeyspaceRequest::default()
+            };
+            let expected = if cluster_id == 0 {
+                Repeat::Never
+            } else {
+                Repeat::ByName
+            };
+            assert_eq!((set.repeat(), delete.repeat()), (expected, expected));
+        }
+    }
+
+    #[test]
+    fn each_attempt_without_a_cluster_id_draws_one() {
+        assert_eq!(nonce(7).unwrap().get(), 7);
+        assert_ne!(nonce(0).unwrap(), nonce(0).unwrap());
+    }
 }

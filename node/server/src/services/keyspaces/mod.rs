@@ -1,8 +1,8 @@
 //! `shardkv.v1.Keyspaces`: creates, lists, changes and deletes keyspaces.
 //!
-//! A call is answered by the leader of the group that owns the keyspace's shard. Another node forwards it there, once. A change names
-//! the keyspace by its random cluster id, so it may be repeated: a creation finds what it has made, and a deletion never hits a later
-//! keyspace with the same name.
+//! A call is answered by the leader of the group that owns the keyspace's shard. Another node forwards it there, once. Options and
+//! deletions name the keyspace by its random cluster id, so they may be repeated: they never hit a later keyspace with the same name. A
+//! node makes a creation once. Its caller may make it again, and finds what an earlier attempt has made.
 
 mod calls;
 mod convert;
@@ -42,15 +42,10 @@ enum Subject<'a> {
 trait Call: Clone + Send + Sync + Sized + 'static {
     type Answer: Send;
 
-    /// Gives the call its cluster id, if it needs one and has none, before it is made the first time.
-    fn prepare(&mut self) -> Result<(), ErrorDetail> {
-        Ok(())
-    }
-
     /// Returns the shard that it is about.
     fn subject(&self) -> Subject<'_>;
 
-    /// Returns the right to make it again.
+    /// Returns the right to make it again although an attempt is in doubt.
     fn repeat(&self) -> Repeat;
 
     /// Answers it at the leader of the group that owns the shard.
@@ -83,11 +78,10 @@ impl KeyspacesService {
 
     async fn answer<C: Call>(
         &self,
-        mut call: C,
+        call: C,
         forbidden: bool,
         arrived: Instant,
     ) -> Result<C::Answer, ErrorDetail> {
-        call.prepare()?;
         let routing = &self.0.keyspaces.routing;
         if routing.kind() == GroupKind::Controller {
             if forbidden {
@@ -147,7 +141,7 @@ impl KeyspacesService {
 /// Says of an unknown outcome what the caller of this service can do.
 fn told(mut error: ErrorDetail) -> ErrorDetail {
     if let Some(Kind::OutcomeUnknown(_)) = error.kind {
-        let text = "leadership was lost before the outcome was known: repeat the call with its cluster id, or look with Get";
+        let text = "leadership was lost before the outcome was known: look with Get, or repeat the call, a change with its cluster id";
         text.clone_into(&mut error.message);
     }
     error
