@@ -156,6 +156,30 @@ fn acquire(
     Arc::clone(slots).try_acquire_owned().map_err(full)
 }
 
+/// Returns the smallest limits, for tests.
+#[cfg(test)]
+pub(crate) fn limits() -> Limits {
+    Limits {
+        max_value_bytes: 1,
+        max_request_bytes: 1,
+        max_batch_items: 1,
+        max_stream_inflight_items: 1,
+        max_pending_requests: 1,
+        max_inflight_bytes: 1,
+        max_streams_per_connection: 1,
+        max_pending_resets: 1,
+        max_stream_errors: 1,
+        max_connections: 1,
+        scan_page_bytes: 1,
+        scan_page_pairs: 1,
+        max_scans: 1,
+        max_scan_bytes: 1,
+        max_keyspace_read_bytes: 1,
+        max_exports: 1,
+        max_watchers: 2,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,26 +187,7 @@ mod tests {
     /// A thousand groups of three nodes follow one controller, whatever the number of clients that watch it.
     #[test]
     fn nodes_have_places_of_their_own_for_watches() {
-        let limits = Limits {
-            max_value_bytes: 1,
-            max_request_bytes: 1,
-            max_batch_items: 1,
-            max_stream_inflight_items: 1,
-            max_pending_requests: 1,
-            max_inflight_bytes: 1,
-            max_streams_per_connection: 1,
-            max_pending_resets: 1,
-            max_stream_errors: 1,
-            max_connections: 1,
-            scan_page_bytes: 1,
-            scan_page_pairs: 1,
-            max_scans: 1,
-            max_scan_bytes: 1,
-            max_keyspace_read_bytes: 1,
-            max_exports: 1,
-            max_watchers: 2,
-        };
-        let admission = Admission::new(&limits, Duration::ZERO);
+        let admission = Admission::new(&limits(), Duration::ZERO);
         let clients = [(); 2].map(|()| admission.watcher().unwrap());
         assert!(admission.watcher().is_err(), "no more clients");
         assert_eq!(admission.open_watchers(), 2);

@@ -1,21 +1,25 @@
 //! Ranges: what a read may take of the node's memory, and ranges in parts.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
 use api::etcd::etcdserverpb as pb;
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::stream::{self, Stream};
 use keyspace::{KeyValue, Range, Refusal, Span};
 use pb::range_request::{SortOrder, SortTarget};
+use prometheus_client::metrics::histogram::Histogram;
 use prost::Message as _;
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
-use super::kv::RangeMethod;
-use super::serve::{Call, EtcdServices, SMALL_ANSWER_BYTES};
+use super::serve::{Answered, Call, EtcdServices, Method, SMALL_ANSWER_BYTES};
 use super::status::{self, Failure};
+use super::store::Freshness;
+use super::{answers, kv, requests};
 use crate::admission::Admission;
+use crate::forward::Repeat;
+use crate::metrics::Metrics;
 use crate::page_budget::PageShare;
+use crate::services::pages::{PageSender, Pages, pages_of};
 
 /// The most bytes of a read of single keys. No request could write a larger value.
 pub(super) const POINT_BYTES: usize = 2 << 20;
@@ -27,9 +31,12 @@ const MAX_PART_PAIRS: i64 = 10_000;
 /// The bytes that a part should have.
 const PART_BYTES: usize = 1 << 20;
 
+/// The most bytes of a part. A pair that a request could write fits.
+const MAX_PART_BYTES: usize = 4 << 20;
+const GO_ON: &str = "begin again after the last key that arrived";
+
 /// The parts of a range.
-pub(crate) type RangeStream =
-    Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
+pub(crate) type RangeStream = Pages<pb::RangeStreamResponse>;
 
 /// The memory that a read may take.
 pub(super) struct ReadShare {
@@ -41,10 +48,18 @@ pub(super) struct ReadShare {
 impl ReadShare {
     /// Takes the share of a read. One that finds few bytes for sure doesn't wait for those that may find many.
     pub(super) async fn take(admission: &Admission, is_small: bool) -> Result<Self, Failure> {
+        Self::of_at_most(admission, is_small, admission.max_range_bytes).await
+    }
+
+    async fn of_at_most(
+        admission: &Admission,
+        is_small: bool,
+        max_bytes: usize,
+    ) -> Result<Self, Failure> {
         let (budget, bytes) = if is_small {
             (&admission.points, POINT_BYTES)
         } else {
-            (&admission.ranges, admission.max_range_bytes)
+            (&admission.ranges, max_bytes.min(admission.max_range_bytes))
         };
         Ok(Self {
             share: budget.take(bytes).await?,
@@ -73,21 +88,27 @@ pub(super) fn bytes_of(pairs: &[KeyValue]) -> usize {
     pairs.iter().map(bytes).sum()
 }
 
-/// The rest of a range that is read in parts.
-struct Rest {
-    services: Arc<EtcdServices>,
-    call: Call,
+/// A range that is read in parts, and where it has come to.
+struct Parts {
     /// The next part.
     request: pb::RangeRequest,
     /// The most pairs that are still wanted.
     wanted: i64,
     /// The pairs that were sent.
     sent: i64,
-    /// The newest revision when the first part was read; 0 before.
-    newest: i64,
+    /// The header of the first part. All parts are of its keyspace and its revision.
+    first: Option<pb::ResponseHeader>,
 }
 
-/// Serves a range in parts. All parts are of the revision of the first. A part is read when the client has room for it.
+/// A range in parts that is being served.
+struct RangeParts {
+    services: Arc<EtcdServices>,
+    call: Call,
+    parts: Parts,
+}
+
+/// Serves a range in parts. All parts are of the revision of the first. A part is read when the client has fetched the part before, and
+/// keeps its share of the budget until it is fetched itself.
 pub(super) fn stream(
     services: &Arc<EtcdServices>,
     request: Request<pb::RangeRequest>,
@@ -95,30 +116,19 @@ pub(super) fn stream(
     let call = services.call(&request)?;
     let request = request.into_inner();
     check(&request, &call)?;
-    let wanted = match request.limit {
-        0 => i64::MAX,
-        limit => limit,
-    };
-    let mut rest = Rest {
+    let range = RangeParts {
         services: Arc::clone(services),
         call,
-        request,
-        wanted,
-        sent: 0,
-        newest: 0,
+        parts: Parts::new(request),
     };
-    rest.request.limit = FIRST_PART_PAIRS.min(wanted);
-    let parts = stream::try_unfold(Some(rest), async |rest| match rest {
-        Some(rest) => rest.next().await.map(Some),
-        None => Ok(None),
-    });
-    Ok(Response::new(Box::pin(parts)))
+    let (sender, parts) = pages_of(GO_ON);
+    tokio::spawn(range.send(sender));
+    Ok(parts.into_response())
 }
 
 /// As etcd checks: parts are in the order of keys, and not filtered.
 fn check(request: &pb::RangeRequest, call: &Call) -> Result<(), Status> {
-    super::requests::range(request.clone())
-        .map_err(|refusal| status::refused(refusal, &call.keyspace))?;
+    requests::range(request.clone()).map_err(|refusal| status::refused(refusal, &call.keyspace))?;
     let by_key = request.sort_target == SortTarget::Key as i32;
     let in_order = request.sort_order == SortOrder::None as i32
         || (by_key && request.sort_order == SortOrder::Ascend as i32);
@@ -138,39 +148,107 @@ fn check(request: &pb::RangeRequest, call: &Call) -> Result<(), Status> {
     Ok(())
 }
 
-impl Rest {
-    /// Reads the next part, and returns it with what is left after it.
-    async fn next(mut self) -> Result<(pb::RangeStreamResponse, Option<Self>), Status> {
-        let part = self.read().await?;
+impl RangeParts {
+    async fn send(mut self, mut pages: PageSender<pb::RangeStreamResponse>) {
+        loop {
+            let Some(room) = pages.room().await else {
+                return;
+            };
+            let Some(next) = room.unless_gone(self.next()).await else {
+                return;
+            };
+            match next {
+                Ok((part, share, more)) => {
+                    room.send(part, share);
+                    if !more {
+                        return pages.end().await;
+                    }
+                }
+                Err(status) => return pages.fail(status).await,
+            }
+        }
+    }
+
+    /// Reads the next part, and returns it with its share of the budget. True if there are more.
+    async fn next(&mut self) -> Result<(pb::RangeStreamResponse, Option<PageShare>, bool), Status> {
+        let Answered { answer, share } = self.read().await?;
+        let told = self.parts.add(answer);
+        let (part, more) = told.map_err(|it| status::refused(it, &self.call.keyspace))?;
+        Ok((of(part), share, more))
+    }
+
+    /// Reads a part, a smaller one if its pairs are too large.
+    async fn read(&mut self) -> Result<Answered<pb::RangeResponse>, Status> {
+        loop {
+            let mut call = self.call.clone();
+            // Each part has the time of a request.
+            call.arrived = std::time::Instant::now();
+            let request = &mut self.parts.request;
+            let answer = self.services.answer::<PartMethod>(&call, request.clone());
+            match answer.await {
+                Ok(answered) => return Ok(answered),
+                Err(failure) if request.limit > 1 && is_too_large(&failure) => request.limit /= 2,
+                Err(failure) => return Err(self.services.status(&call, failure)),
+            }
+        }
+    }
+}
+
+/// Returns true if a part was refused for the bytes of its pairs, here or by another node.
+fn is_too_large(failure: &Failure) -> bool {
+    match failure {
+        Failure::Refused(refusal) => *refusal == Refusal::TooManyRequests,
+        Failure::Status(status) => status.code() == Code::ResourceExhausted,
+        Failure::Node(_) => false,
+    }
+}
+
+impl Parts {
+    fn new(mut request: pb::RangeRequest) -> Self {
+        let wanted = match request.limit {
+            0 => i64::MAX,
+            limit => limit,
+        };
+        request.limit = FIRST_PART_PAIRS.min(wanted);
+        Self {
+            request,
+            wanted,
+            sent: 0,
+            first: None,
+        }
+    }
+
+    /// Adds a part that was read, and returns it as the client gets it. True if there are more.
+    fn add(&mut self, part: pb::RangeResponse) -> Result<(pb::RangeResponse, bool), Refusal> {
+        let header = part.header.unwrap_or_default();
+        let first = *self.first.get_or_insert(header);
+        if header.cluster_id != first.cluster_id {
+            // The keyspace was deleted and created anew. Its revisions are others.
+            return Err(Refusal::KeyspaceNotFound);
+        }
         if self.request.count_only {
             let counted = pb::RangeResponse {
                 header: part.header,
                 count: part.count,
                 ..pb::RangeResponse::default()
             };
-            return Ok((of(counted), None));
+            return Ok((counted, false));
         }
-        if self.newest == 0 {
-            self.newest = part.header.map_or(0, |header| header.revision);
-            if self.request.revision <= 0 {
-                self.request.revision = self.newest;
-            }
+        if self.request.revision <= 0 {
+            self.request.revision = first.revision;
         }
         let pairs = i64::try_from(part.kvs.len()).unwrap_or(i64::MAX);
         self.wanted = self.wanted.saturating_sub(pairs);
         let last = part.kvs.last().map(|pair| pair.key.clone());
         let Some(last) = last.filter(|_| part.more && self.wanted > 0) else {
-            let mut header = part.header;
-            if let Some(header) = &mut header {
-                header.revision = self.newest;
-            }
+            let revision = first.revision;
             let end = pb::RangeResponse {
-                header,
+                header: Some(pb::ResponseHeader { revision, ..header }),
                 kvs: part.kvs,
                 more: part.more,
                 count: self.sent.saturating_add(part.count),
             };
-            return Ok((of(end), None));
+            return Ok((end, false));
         };
         self.sent = self.sent.saturating_add(pairs);
         self.request.key = after(&last);
@@ -179,26 +257,56 @@ impl Rest {
             kvs: part.kvs,
             ..pb::RangeResponse::default()
         };
-        Ok((of(middle), Some(self)))
+        Ok((middle, true))
+    }
+}
+
+/// Reads a part of a range, whose memory is small.
+struct PartMethod;
+
+impl Method for PartMethod {
+    type Request = pb::RangeRequest;
+    type Answer = pb::RangeResponse;
+
+    fn repeat(_: &Self::Request) -> Repeat {
+        Repeat::Freely
     }
 
-    /// Reads a part, a smaller one if its pairs are too large.
-    async fn read(&mut self) -> Result<pb::RangeResponse, Status> {
-        loop {
-            let mut call = self.call.clone();
-            // Each part has the time of a request.
-            call.arrived = std::time::Instant::now();
-            let answer = self
-                .services
-                .answer::<RangeMethod>(&call, self.request.clone());
-            match answer.await {
-                Ok(answered) => return Ok(answered.answer),
-                Err(Failure::Refused(Refusal::TooManyRequests)) if self.request.limit > 1 => {
-                    self.request.limit /= 2;
-                }
-                Err(failure) => return Err(self.services.status(&call, failure)),
-            }
+    fn latency(metrics: &Metrics) -> &Histogram {
+        &metrics.keyspaces.read_seconds
+    }
+
+    async fn here(
+        services: &EtcdServices,
+        call: &Call,
+        request: Self::Request,
+    ) -> Result<Answered<Self::Answer>, Failure> {
+        let keyspaces = &services.keyspaces;
+        if !request.serializable {
+            keyspaces.freshen(Freshness::Linearizable).await?;
         }
+        let range = requests::range(request)?;
+        keyspace::check_range(&range)?;
+        let small = is_small(&range);
+        let share = ReadShare::of_at_most(&services.admission, small, MAX_PART_BYTES).await?;
+        let (name, max_bytes) = (&call.keyspace, share.max_bytes);
+        let read = keyspaces.read(name, Freshness::Serializable, move |reader, found| {
+            keyspace::range(reader, found.place, &range, max_bytes)
+        });
+        let (found, answer) = read.await?;
+        let share = share.of(bytes_of(&answer.kvs));
+        let header = keyspaces.header(found.record.cluster_id(), answer.revision);
+        Ok(Answered {
+            answer: answers::range(answer, header),
+            share,
+        })
+    }
+
+    async fn there(
+        channel: Channel,
+        request: Request<Self::Request>,
+    ) -> Result<Response<Self::Answer>, Status> {
+        kv::client(channel).range(request).await
     }
 }
 
@@ -239,6 +347,67 @@ mod tests {
         assert_eq!(adjust(16, PART_BYTES), 16);
         assert_eq!(adjust(16, 3 * PART_BYTES), 8);
         assert_eq!(adjust(1, 3 * PART_BYTES), 1);
+    }
+
+    fn part(cluster_id: u64, revision: i64, keys: &[&'static str]) -> pb::RangeResponse {
+        let pair = |key: &&'static str| api::etcd::mvccpb::KeyValue {
+            key: Bytes::from_static(key.as_bytes()),
+            ..api::etcd::mvccpb::KeyValue::default()
+        };
+        pb::RangeResponse {
+            header: Some(pb::ResponseHeader {
+                cluster_id,
+                revision,
+                ..pb::ResponseHeader::default()
+            }),
+            kvs: keys.iter().map(pair).collect(),
+            more: true,
+            count: 5,
+        }
+    }
+
+    #[test]
+    fn all_parts_are_of_one_incarnation_and_one_revision() {
+        let all = pb::RangeRequest {
+            key: "a".into(),
+            range_end: "z".into(),
+            ..pb::RangeRequest::default()
+        };
+        let mut parts = Parts::new(all);
+        assert_eq!(parts.request.limit, FIRST_PART_PAIRS);
+        let (first, more) = parts.add(part(1, 9, &["a", "b"])).unwrap();
+        assert_eq!((first.header, first.kvs.len(), more), (None, 2, true));
+        assert_eq!(parts.request.key, b"b\0"[..]);
+        assert_eq!(parts.request.revision, 9);
+        let anew = parts.add(part(2, 9, &["c"]));
+        assert_eq!(anew, Err(Refusal::KeyspaceNotFound));
+        let mut rest = part(1, 12, &["c"]);
+        (rest.more, rest.count) = (false, 1);
+        let (last, more) = parts.add(rest).unwrap();
+        assert_eq!(
+            (last.header.unwrap().revision, last.count, more),
+            (9, 3, false)
+        );
+    }
+
+    #[test]
+    fn a_part_that_is_too_large_here_or_elsewhere_is_read_smaller() {
+        assert!(is_too_large(&Failure::Refused(Refusal::TooManyRequests)));
+        let elsewhere = status::refused(Refusal::TooManyRequests, "x");
+        assert!(is_too_large(&Failure::Status(Box::new(elsewhere))));
+        let compacted = Refusal::Compacted { compacted: 3 };
+        assert!(!is_too_large(&Failure::Refused(compacted)));
+    }
+
+    #[tokio::test]
+    async fn a_part_takes_a_small_share_of_the_budget() {
+        let mut limits = crate::admission::limits();
+        limits.max_keyspace_read_bytes = 256 << 20;
+        let admission = Admission::new(&limits, std::time::Duration::ZERO);
+        let share = ReadShare::of_at_most(&admission, false, MAX_PART_BYTES);
+        let share = share.await.unwrap();
+        assert_eq!(share.max_bytes, MAX_PART_BYTES as u64);
+        assert!(admission.ranges.used() <= MAX_PART_BYTES);
     }
 
     #[test]
