@@ -27,10 +27,19 @@ pub(crate) fn reserved_connections(max_connections: usize) -> usize {
     (max_connections / 16).clamp(32, 256)
 }
 
+/// Returns the most connections to other nodes for watches and streams of renewals that are passed on, together. Each carries hundreds
+/// of streams, so half of them are enough for all streams of a node, and for the leaders of a hundred groups.
+pub(crate) fn stream_connections(max_connections: usize) -> usize {
+    (max_connections / 16).clamp(16, 256)
+}
+
 /// Returns the number of further connections that go with `connections` of clients.
 fn beside(connections: u64) -> u64 {
     let connections = usize::try_from(connections).unwrap_or(usize::MAX);
-    (kept_connections(connections) + reserved_connections(connections)) as u64
+    let sum = kept_connections(connections)
+        + reserved_connections(connections)
+        + stream_connections(connections);
+    sum as u64
 }
 
 /// The numbers of files that the parts may keep open.
@@ -76,7 +85,7 @@ pub(crate) fn share(options: &mut Options) -> Result<(), Fatal> {
         let message = format!(
             "the limit of open files is {limit}, and a node needs at least {}: raise it (ulimit -n, LimitNOFILE=), and \
              start again",
-            OWN + 5 * LEAST_STORE
+            OWN + 6 * LEAST_STORE
         );
         return Err(Fatal::message(ExitCode::TooFewFiles, message));
     };
@@ -128,11 +137,11 @@ mod tests {
         let shares = |store, connections| Some(Shares { store, connections });
         let table = [
             (u64::MAX, shares(512, 4_096)),
-            (6_656, shares(512, 4_096)),
-            (6_655, shares(512, 4_095)),
-            (1_024, shares(192, 282)),
-            (414, shares(39, 32)),
-            (413, None),
+            (6_912, shares(512, 4_096)),
+            (6_911, shares(512, 4_095)),
+            (1_024, shares(192, 269)),
+            (446, shares(47, 32)),
+            (440, None),
             (256, None),
             (20, None),
         ];

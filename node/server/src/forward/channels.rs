@@ -25,6 +25,9 @@ pub(crate) enum ChannelError {
     /// The node accepted the connection and was silent then, or the network is slow.
     #[error("{0}: connecting took too long")]
     TimedOut(String),
+    /// All connections that there may be carry as many streams as they may.
+    #[error("{0} connections carry as many streams as they may")]
+    Full(usize),
 }
 
 impl ChannelError {
@@ -41,11 +44,17 @@ pub(crate) struct Windows {
     pub(crate) connection_bytes: u32,
 }
 
+/// Makes connections.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Connector {
+    pub(super) network: Network,
+    pub(super) windows: Windows,
+}
+
 /// The kept connections, by address.
 #[derive(Debug)]
 pub(crate) struct Channels {
-    network: Network,
-    windows: Windows,
+    connector: Connector,
     /// The most connections that are kept; beyond it the least recently used one is dropped.
     max_kept: usize,
     kept: Mutex<BTreeMap<String, Kept>>,
@@ -57,12 +66,39 @@ struct Kept {
     used: Instant,
 }
 
+impl Connector {
+    async fn connect(&self, address: &str) -> Result<Channel, ChannelError> {
+        let endpoint = self.endpoint(address)?;
+        // The connector's own timeout covers TCP only, not a peer that accepts and is silent then.
+        match timeout(self.network.connect_timeout, endpoint.connect()).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => Err(ChannelError::new(address, anyhow::Error::from(error))),
+            Err(_) => Err(ChannelError::TimedOut(address.to_owned())),
+        }
+    }
+
+    pub(super) fn endpoint(&self, address: &str) -> Result<Endpoint, ChannelError> {
+        let network = &self.network;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| ChannelError::new(address, error.into()))?;
+        Ok(endpoint
+            .user_agent(NODE)
+            .map_err(|error| ChannelError::new(address, error.into()))?
+            .tcp_nodelay(true)
+            .connect_timeout(network.connect_timeout)
+            .http2_keep_alive_interval(network.keepalive_interval)
+            .keep_alive_timeout(network.keepalive_timeout)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(self.windows.stream_bytes)
+            .initial_connection_window_size(self.windows.connection_bytes))
+    }
+}
+
 impl Channels {
     /// Creates an empty set that keeps at most `max_kept` connections.
     pub(crate) fn new(network: Network, windows: Windows, max_kept: usize) -> Self {
         Self {
-            network,
-            windows,
+            connector: Connector { network, windows },
             max_kept,
             kept: Mutex::default(),
         }
@@ -74,15 +110,7 @@ impl Channels {
             kept.used = Instant::now();
             return Ok(kept.channel.clone());
         }
-        let endpoint = self.endpoint(address)?;
-        // The connector's own timeout covers TCP only, not a peer that accepts and is silent then.
-        let channel = match timeout(self.network.connect_timeout, endpoint.connect()).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => {
-                return Err(ChannelError::new(address, anyhow::Error::from(error)));
-            }
-            Err(_) => return Err(ChannelError::TimedOut(address.to_owned())),
-        };
+        let channel = self.connector.connect(address).await?;
         self.keep(address, channel.clone());
         Ok(channel)
     }
@@ -102,22 +130,6 @@ impl Channels {
         }
         let used = Instant::now();
         kept.insert(address.to_owned(), Kept { channel, used });
-    }
-
-    fn endpoint(&self, address: &str) -> Result<Endpoint, ChannelError> {
-        let network = &self.network;
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| ChannelError::new(address, error.into()))?;
-        Ok(endpoint
-            .user_agent(NODE)
-            .map_err(|error| ChannelError::new(address, error.into()))?
-            .tcp_nodelay(true)
-            .connect_timeout(network.connect_timeout)
-            .http2_keep_alive_interval(network.keepalive_interval)
-            .keep_alive_timeout(network.keepalive_timeout)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(self.windows.stream_bytes)
-            .initial_connection_window_size(self.windows.connection_bytes))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Kept>> {

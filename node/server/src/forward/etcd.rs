@@ -8,7 +8,7 @@ use tonic::transport::Channel;
 use types::{Gid, ShardId};
 
 use super::kv::owner;
-use super::{Forwarder, Repeat, Terms, call, open};
+use super::{Forwarder, Repeat, StreamKind, StreamSlot, Terms, call, open_stream};
 use crate::services::etcd::status::is_final;
 
 /// Passes a call, which arrived at this time and takes so many bytes, to the leader of the group that owns a shard. The refusal
@@ -36,17 +36,19 @@ where
     .await
 }
 
-/// Opens a stream at the leader of the group that owns a shard, over connections on which calls don't wait behind it.
+/// Opens a stream at the leader of the group that owns a shard, over connections for streams of its kind. It keeps its slot while it
+/// is open.
 pub(crate) async fn keyspace_stream<T, F>(
     forwarder: &Forwarder,
     shard: ShardId,
+    kind: StreamKind,
     ask: impl Fn(Channel, Gid) -> F,
-) -> Result<Result<T, Status>, ErrorDetail>
+) -> Result<(Result<T, Status>, Option<StreamSlot>), ErrorDetail>
 where
     F: Future<Output = Result<T, Status>>,
 {
     let route = || owner(forwarder, shard);
-    open(forwarder, route, |channel, gid| {
+    open_stream(forwarder, kind, route, |channel, gid| {
         let asked = ask(channel, gid);
         async move { told(asked.await) }
     })

@@ -22,8 +22,9 @@ mod etcd;
 mod kv;
 mod leaders;
 mod places;
+mod refusals;
+mod streams;
 
-use std::error::Error as _;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ use std::time::Duration;
 use api::v1::error_detail::Kind;
 use api::v1::{ErrorDetail, Session};
 use api::{CLUSTER_METADATA_KEY, GID_METADATA_KEY, NO_FORWARD_METADATA_KEY, error_detail, errors};
-use request::{Bugs, Failure, Jitter, Leader, Next, Policy, Refusal, Refused, SingleCall};
+use request::{Bugs, Failure, Jitter, Leader, Next, Policy, Refusal, SingleCall};
 use shardkv::GroupKind;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -44,10 +45,14 @@ pub(crate) use ctrl::{ControllerRequest, controllers};
 pub(crate) use etcd::{keyspace, keyspace_stream};
 pub(crate) use kv::{export, item, no_config, open_session, own_group, scan, size};
 pub(crate) use leaders::Leaders;
+pub(crate) use refusals::refused_by;
 pub(crate) use request::Repeat;
+pub(crate) use streams::{StreamKind, StreamSlot};
 
 use channels::Windows;
 use places::{Place, Places, Waiting, WaitingHere};
+use refusals::{in_doubt, refused};
+use streams::{Connections, StreamChannels};
 
 use crate::admission::{all_pages_window_bytes, page_window_bytes};
 use crate::births::Births;
@@ -83,6 +88,10 @@ pub(crate) struct Forwarder {
     /// Connections of their own for streams of pages: callers that don't fetch fill the windows of HTTP/2, and nothing else must
     /// wait behind them.
     page_channels: Channels,
+    /// Connections of their own for watches, and for streams of renewals: each stream stays open, and a connection carries only so
+    /// many.
+    watch_channels: StreamChannels,
+    renewal_channels: StreamChannels,
     pub(crate) leaders: Leaders,
     pub(crate) births: Arc<Births>,
     places: Arc<Places>,
@@ -125,8 +134,13 @@ impl Forwarder {
             connection_bytes: all_pages_window_bytes(limits),
         };
         let kept_for_pages = kept / PAGE_CONNECTIONS;
+        let for_streams = files::stream_connections(limits.max_connections) / 2;
+        let server_streams = limits.max_streams_per_connection;
+        let streams = || StreamChannels::new(*network, server_streams, for_streams);
         Self {
             channels: Channels::new(*network, windows, kept - kept_for_pages),
+            watch_channels: streams(),
+            renewal_channels: streams(),
             page_channels: Channels::new(*network, page_windows, kept_for_pages),
             leaders: Leaders::default(),
             births: Arc::default(),
@@ -245,7 +259,9 @@ async fn call<T, F>(
 where
     F: Future<Output = Result<T, Status>>,
 {
-    reach(forwarder, &forwarder.channels, route, terms, call).await
+    let over = Connections::Kept(&forwarder.channels);
+    let (answer, _) = reach(forwarder, over, route, terms, call).await?;
+    Ok(answer)
 }
 
 /// Opens a stream of pages: as [`call`], over connections of their own.
@@ -257,29 +273,43 @@ async fn open<T, F>(
 where
     F: Future<Output = Result<T, Status>>,
 {
-    reach(
-        forwarder,
-        &forwarder.page_channels,
-        route,
-        Terms::new(forwarder, Repeat::Freely),
-        call,
-    )
-    .await
+    let over = Connections::Kept(&forwarder.page_channels);
+    let terms = Terms::new(forwarder, Repeat::Freely);
+    let (opened, _) = reach(forwarder, over, route, terms, call).await?;
+    Ok(opened)
+}
+
+/// Opens a stream that stays open: as [`call`], over connections for its kind. It must keep its slot.
+async fn open_stream<T, F>(
+    forwarder: &Forwarder,
+    kind: StreamKind,
+    route: impl Fn() -> Result<Destination, ErrorDetail>,
+    call: impl Fn(Channel, Gid) -> F,
+) -> Result<(T, Option<StreamSlot>), ErrorDetail>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let over = Connections::Counted(match kind {
+        StreamKind::Watch => &forwarder.watch_channels,
+        StreamKind::Renewals => &forwarder.renewal_channels,
+    });
+    let terms = Terms::new(forwarder, Repeat::Freely);
+    reach(forwarder, over, route, terms, call).await
 }
 
 /// Calls the leader of the group that `route` returns, which is asked again before each attempt.
 async fn reach<T, F>(
     forwarder: &Forwarder,
-    channels: &Channels,
+    connections: Connections<'_>,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
     terms: Terms,
     call: impl Fn(Channel, Gid) -> F,
-) -> Result<T, ErrorDetail>
+) -> Result<(T, Option<StreamSlot>), ErrorDetail>
 where
     F: Future<Output = Result<T, Status>>,
 {
     forwarder.metrics.forwarded.inc();
-    let mut attempts = Forwarded::new(forwarder, channels, terms);
+    let mut attempts = Forwarded::new(forwarder, connections, terms);
     let result = attempts.run(route, call).await;
     if result.is_err() {
         forwarder.metrics.forward_failures.inc();
@@ -291,7 +321,7 @@ where
 /// One call that is being forwarded.
 struct Forwarded<'a> {
     forwarder: &'a Forwarder,
-    channels: &'a Channels,
+    connections: Connections<'a>,
     engine: SingleCall,
     start: Instant,
     deadline: Instant,
@@ -305,7 +335,7 @@ struct Forwarded<'a> {
 }
 
 impl<'a> Forwarded<'a> {
-    fn new(forwarder: &'a Forwarder, channels: &'a Channels, terms: Terms) -> Self {
+    fn new(forwarder: &'a Forwarder, connections: Connections<'a>, terms: Terms) -> Self {
         let Terms {
             repeat,
             bytes,
@@ -314,7 +344,7 @@ impl<'a> Forwarded<'a> {
         let jitter = Jitter::new(RandomState::new().hash_one(0));
         Self {
             forwarder,
-            channels,
+            connections,
             engine: SingleCall::new(repeat, POLICY, jitter),
             start: Instant::now(),
             deadline,
@@ -329,7 +359,7 @@ impl<'a> Forwarded<'a> {
         &mut self,
         route: impl Fn() -> Result<Destination, ErrorDetail>,
         call: impl Fn(Channel, Gid) -> F,
-    ) -> Result<T, ErrorDetail>
+    ) -> Result<(T, Option<StreamSlot>), ErrorDetail>
     where
         F: Future<Output = Result<T, Status>>,
     {
@@ -341,9 +371,10 @@ impl<'a> Forwarded<'a> {
             let Some(leader) = forwarder.leaders.next(to.gid, &to.addresses, turn) else {
                 return Err(self.last.take().unwrap_or_else(|| no_node(to.gid)));
             };
-            let connecting = self.channels.get(&leader.address);
-            let channel = match timeout_at(self.deadline, connecting).await {
-                Ok(Ok(channel)) => channel,
+            let connecting = self.connections.get(&leader.address);
+            let (channel, slot) = match timeout_at(self.deadline, connecting).await {
+                Ok(Ok(connected)) => connected,
+                Ok(Err(ChannelError::Full(most))) => return Err(streams::full(most)),
                 Ok(Err(error)) => {
                     self.unreachable(&leader, &error).await?;
                     continue;
@@ -354,9 +385,12 @@ impl<'a> Forwarded<'a> {
             match timeout_at(self.deadline, call(channel, to.gid)).await {
                 Ok(Ok(answer)) => {
                     forwarder.leaders.found(to.gid, &leader.address);
-                    return Ok(answer);
+                    return Ok((answer, slot));
                 }
-                Ok(Err(status)) => self.refused(&leader, &status).await?,
+                Ok(Err(status)) => {
+                    drop(slot);
+                    self.refused(&leader, &status).await?;
+                }
                 Err(_) => return Err(self.late()),
             }
         }
@@ -412,7 +446,7 @@ impl<'a> Forwarded<'a> {
         let refused = refused(status, detail.clone());
         if detail.is_none() || refused.refusal == Refusal::WrongCluster {
             // The next connection resolves the name again.
-            self.channels.discard(&leader.address);
+            self.connections.discard(&leader.address);
         }
         if detail.is_none() {
             let unsent = refused.refusal == Refusal::NotSent;
@@ -500,53 +534,6 @@ impl<'a> Forwarded<'a> {
     fn last_error(&mut self) -> ErrorDetail {
         let late = || errors::unavailable("no answer came in time", 100);
         self.last.take().unwrap_or_else(late)
-    }
-}
-
-/// Converts a failed call for the request engine.
-pub(crate) fn refused_by(status: &Status) -> Refused {
-    refused(status, error_detail(status))
-}
-
-/// Converts a failed attempt for the request engine. An answer without a typed error comes from the transport, or from
-/// something that is no node.
-fn refused(status: &Status, detail: Option<ErrorDetail>) -> Refused {
-    let message = status.message().to_owned();
-    match detail {
-        Some(detail) => api::refused(detail),
-        None if was_unsent(status) => Refused {
-            refusal: Refusal::NotSent,
-            message,
-        },
-        None => Refused {
-            refusal: Refusal::ConnectionLost,
-            message,
-        },
-    }
-}
-
-/// Returns true if a call never left this node: the connection could not be made, or the connection that it was queued for ended
-/// first, most often because its node announced that it closes.
-fn was_unsent(status: &Status) -> bool {
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        if let Some(error) = error.downcast_ref::<hyper::Error>() {
-            return error.is_canceled();
-        }
-        cause = error.source();
-    }
-    false
-}
-
-/// Returns the error of a write whose last attempt got `error`, and an earlier one no certain answer.
-fn in_doubt(error: ErrorDetail) -> ErrorDetail {
-    match error.kind {
-        // These say so themselves.
-        Some(Kind::SessionExpired(_) | Kind::OutcomeUnknown(_)) => error,
-        _ => errors::outcome_unknown(""),
     }
 }
 

@@ -21,6 +21,7 @@ use super::serve::{Call, EtcdServices};
 use super::status::Failure;
 use super::store::{Found, Freshness};
 use super::streams::{Opened, Over, status_of, stopped};
+use crate::forward::StreamKind;
 use crate::keyspaces::waiters::Waiting;
 use crate::page_budget::PageBudget;
 use crate::services::pages::Pages;
@@ -72,6 +73,7 @@ pub(super) async fn open(
     let slot = slot.map_err(full)?;
     let opened = etcd.open(
         call,
+        StreamKind::Renewals,
         || find(etcd, &call.keyspace),
         |channel, outgoing| async move {
             let mut client = LeaseClient::new(channel);

@@ -17,7 +17,7 @@ use super::naming::KEYSPACE_METADATA_KEY;
 use super::outgoing::Outgoing;
 use super::serve::{Call, EtcdServices, ON_ITS_WAY_PAUSE, name_of};
 use super::status::{self, Failure, is_final};
-use crate::forward::{self, is_elsewhere, is_on_its_way, once_for};
+use crate::forward::{self, StreamKind, StreamSlot, is_elsewhere, is_on_its_way, once_for};
 use crate::lifecycle::Lifecycle;
 
 /// The most requests of a stream that are on their way to another node.
@@ -35,6 +35,8 @@ pub(super) enum Opened<H, Q, A> {
 pub(super) struct Elsewhere<Q, A> {
     requests: mpsc::Sender<Q>,
     answers: Streaming<A>,
+    /// Its place on the connection.
+    slot: Option<StreamSlot>,
 }
 
 /// The reason for which a stream is over.
@@ -50,6 +52,7 @@ impl EtcdServices {
     pub(super) async fn open<H, Q, A, F, G>(
         &self,
         call: &Call,
+        kind: StreamKind,
         here: impl Fn() -> F + Send + Sync,
         there: impl Fn(Channel, Request<ReceiverStream<Q>>) -> G + Send + Sync,
     ) -> Result<Opened<H, Q, A>, Failure>
@@ -63,7 +66,7 @@ impl EtcdServices {
             if call.forbidden {
                 return Err(routing.wrong_group().into());
             }
-            return self.open_elsewhere(call, there).await;
+            return self.open_elsewhere(call, kind, there).await;
         }
         let deadline = self.forwarder.deadline(call.arrived).into_std();
         let mut waiting = None;
@@ -75,7 +78,7 @@ impl EtcdServices {
             };
             if is_elsewhere(&error) {
                 drop(waiting);
-                return self.open_elsewhere(call, there).await;
+                return self.open_elsewhere(call, kind, there).await;
             }
             if waiting.is_none() && is_on_its_way(&error) {
                 waiting = self.forwarder.wait_here(0);
@@ -93,6 +96,7 @@ impl EtcdServices {
     async fn open_elsewhere<H, Q, A, G>(
         &self,
         call: &Call,
+        kind: StreamKind,
         there: impl Fn(Channel, Request<ReceiverStream<Q>>) -> G + Send + Sync,
     ) -> Result<Opened<H, Q, A>, Failure>
     where
@@ -101,7 +105,7 @@ impl EtcdServices {
     {
         let shard = self.keyspaces.shard(&call.keyspace)?;
         let name = name_of(call)?;
-        let opened = forward::keyspace_stream(&self.forwarder, shard, |channel, gid| {
+        let opened = forward::keyspace_stream(&self.forwarder, shard, kind, |channel, gid| {
             let (requests, receiver) = mpsc::channel(REQUESTS_ON_THE_WAY);
             let mut outgoing = once_for(&self.forwarder, gid, ReceiverStream::new(receiver));
             let metadata = outgoing.metadata_mut();
@@ -113,11 +117,16 @@ impl EtcdServices {
             let answers = there(channel, outgoing);
             async move {
                 let answers = answers.await?;
-                Ok(Elsewhere { requests, answers })
+                Ok(Elsewhere {
+                    requests,
+                    answers,
+                    slot: None,
+                })
             }
         });
-        match opened.await? {
-            Ok(opened) => Ok(Opened::There(Box::new(opened))),
+        let (opened, slot) = opened.await?;
+        match opened {
+            Ok(opened) => Ok(Opened::There(Box::new(Elsewhere { slot, ..opened }))),
             Err(status) => Err(Failure::Status(Box::new(status))),
         }
     }
@@ -137,6 +146,7 @@ impl<Q, A> Elsewhere<Q, A> {
         let Self {
             requests: to,
             answers: mut from,
+            slot: _slot,
         } = self;
         let up = async {
             while let Some(request) = requests.next().await {

@@ -19,6 +19,7 @@ use super::status::Failure;
 use super::store::{Freshness, Identity};
 use super::streams::{Opened, Over, status_of, stopped};
 use super::watch_stream::WatchStream;
+use crate::forward::StreamKind;
 use crate::keyspaces::hub::{Hub, Subscription};
 use crate::metrics::set;
 use crate::page_budget::PageBudget;
@@ -154,6 +155,7 @@ impl WatchService {
         let slot = services.admit()?;
         let opened = services.etcd.open(
             call,
+            StreamKind::Watch,
             || services.find(&call.keyspace),
             |channel, outgoing| async move {
                 let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
