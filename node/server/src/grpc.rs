@@ -103,6 +103,8 @@ pub(crate) async fn serve(
         most: limits.max_connections,
         reserved: files::reserved_connections(limits.max_connections),
         patience: network.handshake_timeout,
+        probe_every: network.keepalive_interval,
+        probe_patience: network.keepalive_timeout * CALLERS_PATIENCE,
     };
     let connections = listen::connections(listeners, bounds, Arc::clone(&metrics));
     let kv = KvServer::new(kv)

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::future::poll_fn;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -43,6 +44,10 @@ pub(crate) struct Bounds {
     pub(crate) reserved: usize,
     /// The maximum time until a connection sends something.
     pub(crate) patience: Duration,
+    /// The time between two probes of a silent connection, and the time after which one is closed whose other end doesn't answer
+    /// them.
+    pub(crate) probe_every: Duration,
+    pub(crate) probe_patience: Duration,
 }
 
 /// The slots of clients' connections and the reserve.
@@ -127,6 +132,8 @@ pub(crate) fn connections(
         most,
         reserved,
         patience,
+        probe_every,
+        probe_patience,
     } = bounds;
     let open = Arc::new(Semaphore::new(most));
     let slots = Arc::new(Slots {
@@ -135,20 +142,54 @@ pub(crate) fn connections(
         open,
         metrics,
     });
+    let entry = Entry {
+        patience,
+        probes: probes(probe_every, probe_patience),
+        slots,
+        accepted,
+    };
     for listener in listeners {
-        let accepted = accepted.clone();
-        tokio::spawn(accept(listener, patience, Arc::clone(&slots), accepted));
+        tokio::spawn(accept(listener, entry.clone()));
     }
     ReceiverStream::new(stream)
 }
 
-async fn accept(
-    listener: Listener,
+/// Returns the probes of TCP. Without them a client that vanishes in the middle of a request or of a watch would keep its slot for
+/// ever: over HTTP/1 there are no others.
+fn probes(every: Duration, patience: Duration) -> TcpKeepalive {
+    // TCP counts whole seconds, and at most 127 probes.
+    let every = every.max(Duration::from_secs(1));
+    let retries = patience.as_secs().div_ceil(every.as_secs()).clamp(3, 100);
+    TcpKeepalive::new()
+        .with_time(every)
+        .with_interval(every)
+        .with_retries(u32::try_from(retries).unwrap_or(3))
+}
+
+/// Gives a new connection its options.
+fn set_options(stream: &TcpStream, probes: &TcpKeepalive) -> io::Result<()> {
+    // Nagle's algorithm would delay small answers.
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_keepalive(probes)
+}
+
+/// The way of new connections into the server.
+#[derive(Clone)]
+struct Entry {
     patience: Duration,
+    probes: TcpKeepalive,
     slots: Arc<Slots>,
     accepted: mpsc::Sender<io::Result<Connection>>,
-) {
+}
+
+async fn accept(listener: Listener, entry: Entry) {
     let Listener { socket, keyspace } = listener;
+    let Entry {
+        patience,
+        probes,
+        slots,
+        accepted,
+    } = entry;
     loop {
         let arrived = tokio::select! {
             arrived = socket.accept() => arrived,
@@ -168,13 +209,13 @@ async fn accept(
             continue;
         };
         let (accepted, keyspace) = (accepted.clone(), keyspace.clone());
+        let set = set_options(&stream, &probes);
         tokio::spawn(async move {
-            // Nagle's algorithm would delay small answers.
             let begun = tokio::select! {
                 begun = timeout(patience, stream.readable()) => matches!(begun, Ok(Ok(()))),
                 () = poll_fn(|cx| slot.poll_closed(cx)) => false,
             };
-            if stream.set_nodelay(true).is_ok() && begun {
+            if set.is_ok() && begun {
                 let connection = Connection {
                     stream,
                     keyspace,
@@ -252,14 +293,40 @@ mod tests {
 
     use super::*;
 
+    fn bounds(most: usize, reserved: usize) -> Bounds {
+        Bounds {
+            most,
+            reserved,
+            patience: Duration::from_secs(10),
+            probe_every: Duration::from_secs(2),
+            probe_patience: Duration::from_secs(9),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_kernel_probes_a_silent_connection() {
+        let (socket, address) = bind("127.0.0.1:0").await.unwrap();
+        let listener = Listener {
+            socket,
+            keyspace: None,
+        };
+        let metrics = Arc::new(Metrics::new());
+        let mut arriving = connections(vec![listener], bounds(1, 0), metrics);
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        let connection = arriving.next().await.unwrap().unwrap();
+        let socket = SockRef::from(&connection.stream);
+        assert!(socket.keepalive().unwrap());
+        let two = Duration::from_secs(2);
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), two);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), two);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 5);
+    }
+
     #[tokio::test]
     async fn a_connection_that_lost_its_place_ends_though_its_other_end_reads_nothing() {
         let (listener, address) = bind("127.0.0.1:0").await.unwrap();
-        let bounds = Bounds {
-            most: 0,
-            reserved: 1,
-            patience: Duration::from_secs(10),
-        };
+        let bounds = bounds(0, 1);
         let listener = Listener {
             socket: listener,
             keyspace: None,
