@@ -14,6 +14,7 @@ use shardkv_client::{Error, ScanOptions};
 use crate::client_error::call_failure;
 use crate::exit::{Exit, Failure};
 use crate::output::{Answer, grouped};
+use crate::parse::is_yes;
 use crate::verbs::Verbs;
 
 /// The most deletes in flight.
@@ -82,7 +83,7 @@ impl Verbs<'_> {
             let next = "repeat the command with --yes";
             Failure::failed(format!("can't read the answer: {error}"), next)
         })?;
-        if matches!(answer.trim(), "y" | "yes") {
+        if is_yes(&answer) {
             return Ok(());
         }
         Err(Failure::failed(

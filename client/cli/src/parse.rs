@@ -159,6 +159,11 @@ fn split_unit(text: &str) -> (&str, &str) {
     (number, text.strip_prefix(number).unwrap_or_default())
 }
 
+/// Returns true for a line that agrees.
+pub(crate) fn is_yes(line: &str) -> bool {
+    matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,6 +262,16 @@ mod tests {
         assert_eq!(share("0.25"), Ok(0.25));
         for bad in ["-0.1", "1.1", "NaN", "half", ""] {
             assert!(share(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_y_and_yes_agree_in_either_case() {
+        for line in ["y\n", "Y\n", "yes\n", "YES\r\n", " Yes \n"] {
+            assert!(is_yes(line), "{line:?}");
+        }
+        for line in ["", "\n", "n\n", "yes please\n", "yy\n"] {
+            assert!(!is_yes(line), "{line:?}");
         }
     }
 }

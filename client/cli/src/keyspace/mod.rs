@@ -15,7 +15,7 @@ use crate::client_error::call_failure;
 use crate::exit::{Exit, Failure};
 use crate::global::GlobalArgs;
 use crate::output::{Format, json_line};
-use crate::parse::{byte_size, keyspace_name};
+use crate::parse::{byte_size, is_yes, keyspace_name};
 
 const DIALLING: &str = "\
 A client names its keyspace by the host name that it dials, or by the metadata `shardkv-keyspace`. Any node takes its calls:
@@ -229,7 +229,7 @@ fn confirm(keyspace: &Keyspace) -> Result<(), Failure> {
         let next = "repeat the command with --yes";
         Failure::failed(format!("can't read the answer: {error}"), next)
     })?;
-    if matches!(answer.trim(), "y" | "yes") {
+    if is_yes(&answer) {
         return Ok(());
     }
     Err(Failure::failed(
