@@ -245,11 +245,14 @@ async fn a_lease_ends_with_its_keys_unless_it_is_renewed() {
     let refused = lease.lease_grant(to(taken)).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
     assert_eq!(refused.message(), "etcdserver: lease already exists");
+    let mut last = 0;
     for (ttl, id) in &granted {
-        kv.put(to(put(&format!("k{ttl}"), "v", *id))).await.unwrap();
+        let answer = kv.put(to(put(&format!("k{ttl}"), "v", *id))).await.unwrap();
+        last = answer.into_inner().header.unwrap().revision;
     }
     let mut stream = Stream::open(follower.clone()).await.unwrap();
-    stream.create(watch("k", "l", 0)).await;
+    // The follower may not have the last put yet.
+    stream.create(watch("k", "l", last + 1)).await;
     assert!(stream.next().await.unwrap().created);
 
     // One of them is renewed until the other is gone.
