@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::rows::EventRow;
 use crate::store::{Rows, Store};
 use crate::view::event_at;
-use crate::{Limits, Place, Record, Refusal};
+use crate::{Limits, Place, Record, Refusal, sizes};
 
 /// Raises the compacted revision.
 pub(crate) fn compact(record: &mut Record, revision: i64) -> Result<(), Refusal> {
@@ -118,16 +118,19 @@ fn clear_event(
         record.release(event.prev_size)?;
     }
     if !stays {
-        if event.deleted {
+        if event.marked {
             store.remove(place.deleted(&event.key, revision));
             store.remove(place.deletion(&event.key, revision));
+            record.release(sizes::marks(&event.key))?;
         }
         store.remove(stored);
+        record.release(sizes::event(&event.key))?;
     } else if replaced {
         let forgetful = EventRow {
             prev_mod: 0,
             prev_size: 0,
             deleted: event.deleted,
+            marked: event.marked,
             key: event.key.clone(),
         };
         store.put(stored, forgetful.encode());

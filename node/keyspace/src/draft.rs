@@ -1,7 +1,7 @@
 //! A draft of a write: its changes are kept in memory until all of its operations have succeeded, so that a refusal leaves
 //! nothing behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use raft::StoreError;
@@ -9,12 +9,12 @@ use replica::PairReader;
 
 use crate::failure::Failure;
 use crate::limits::Budget;
-use crate::rows::{EventRow, LeaseRow, Meta, damaged, encode_version, size};
+use crate::rows::{EventRow, LeaseRow, Meta, damaged, encode_version};
 use crate::store::{Store, get};
 use crate::view::{Drafted, Row, View};
 use crate::{
     DeleteRange, DeleteRangeAnswer, Event, KeyValue, LeaseId, Limits, Place, Put, PutAnswer,
-    Record, Refusal,
+    Record, Refusal, sizes,
 };
 
 /// A drafted change: an event, and what it replaces.
@@ -39,8 +39,8 @@ pub(crate) struct Draft<'a> {
     leases: BTreeMap<LeaseId, Option<LeaseRow>>,
     /// Keys of leases: true if one is attached, false if it is detached.
     lease_keys: BTreeMap<(LeaseId, Bytes), bool>,
-    /// The recorded sizes of the new versions.
-    added: u64,
+    /// The sizes of the rows of leases' keys that the write adds and removes.
+    attached: Growth,
     max_lease_keys: u32,
     max_lease_bytes: u64,
     pub(crate) budget: Budget,
@@ -65,7 +65,7 @@ impl<'a> Draft<'a> {
             changes: Vec::new(),
             leases: BTreeMap::new(),
             lease_keys: BTreeMap::new(),
-            added: 0,
+            attached: Growth::default(),
             max_lease_keys: limits.max_lease_keys,
             max_lease_bytes: limits.max_write_bytes.into(),
             budget,
@@ -152,10 +152,10 @@ impl<'a> Draft<'a> {
                 )
             })?,
             lease,
-            size: size(&put.key, &value),
+            size: sizes::version(&put.key, &value),
         };
-        self.budget.change(meta.size)?;
-        self.added = self.added.saturating_add(meta.size);
+        let beside = sizes::event(&put.key) + sizes::current(&put.key);
+        self.budget.change(meta.size + beside)?;
         self.attach(
             &put.key,
             before.map_or(LeaseId::NONE, |meta| meta.lease),
@@ -179,7 +179,7 @@ impl<'a> Draft<'a> {
         let mut rows = self.view().walk(&request.span)?;
         let mut budget = self.budget.clone();
         while let Some(row) = rows.next(&mut budget)? {
-            budget.change(row.key.len() as u64)?;
+            budget.change(sizes::event(&row.key) + sizes::marks(&row.key))?;
             found.push(row);
         }
         drop(rows);
@@ -239,6 +239,7 @@ impl<'a> Draft<'a> {
                 left.ok_or_else(|| damaged("a lease", &"it counts fewer keys than it has"))?;
             self.leases.insert(from, Some(lease));
             self.lease_keys.insert((from, key.clone()), false);
+            self.attached.removed += sizes::lease_key(key);
         }
         if to != LeaseId::NONE {
             let mut lease = self.lease(to)?.ok_or(Refusal::LeaseNotFound)?;
@@ -250,12 +251,37 @@ impl<'a> Draft<'a> {
             }
             self.leases.insert(to, Some(lease));
             self.lease_keys.insert((to, key.clone()), true);
+            self.attached.added += sizes::lease_key(key);
         }
         Ok(())
     }
 
+    /// Returns the sizes of the rows that the changes add and remove. What they replace is removed by clearing.
+    fn growth(&self) -> Growth {
+        let mut growth = self.attached;
+        let mut seen = BTreeSet::new();
+        for change in &self.changes {
+            growth.added += sizes::event(&change.key);
+            if let Some((meta, _)) = &change.new {
+                growth.added += meta.size;
+                growth.puts = true;
+            }
+            if seen.insert(&change.key) && change.previous.is_some() {
+                growth.removed += sizes::current(&change.key);
+            }
+        }
+        for (key, new) in &self.keys {
+            growth.added += match new {
+                Some(_) => sizes::current(key),
+                None => sizes::marks(key),
+            };
+        }
+        growth
+    }
+
     /// Ends the draft. What it returns doesn't borrow the store, so that it can be written there.
     pub(crate) fn finish(self) -> Finished {
+        let growth = self.growth();
         Finished {
             place: self.place,
             revision: self.newest(),
@@ -263,7 +289,7 @@ impl<'a> Draft<'a> {
             changes: self.changes,
             leases: self.leases,
             lease_keys: self.lease_keys,
-            added: self.added,
+            growth,
         }
     }
 }
@@ -276,7 +302,16 @@ pub(crate) struct Finished {
     changes: Vec<Change>,
     leases: BTreeMap<LeaseId, Option<LeaseRow>>,
     lease_keys: BTreeMap<(LeaseId, Bytes), bool>,
-    added: u64,
+    growth: Growth,
+}
+
+/// The sizes of the rows that a write adds and removes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Growth {
+    pub(crate) added: u64,
+    pub(crate) removed: u64,
+    /// True if keys are put. Other writes are carried out however full the keyspace is.
+    pub(crate) puts: bool,
 }
 
 impl Finished {
@@ -285,8 +320,8 @@ impl Finished {
         self,
         record: &mut Record,
         store: &mut dyn Store,
-    ) -> Result<Vec<Event>, Refusal> {
-        record.charge(self.added)?;
+    ) -> Result<Vec<Event>, Failure> {
+        record.grow(self.growth)?;
         record.revision = self.revision;
         let events = self.write_changes(store);
         self.write_leases(store);
@@ -296,9 +331,14 @@ impl Finished {
     fn write_changes(&self, store: &mut dyn Store) -> Vec<Event> {
         let (place, revision) = (self.place, self.revision);
         let mut events = Vec::with_capacity(self.changes.len());
+        let positions = (0u32..).zip(&self.changes);
+        let last: BTreeMap<&Bytes, u32> = positions.map(|(at, change)| (&change.key, at)).collect();
         for (position, change) in (0u32..).zip(&self.changes) {
+            let deleted = change.new.is_none();
+            let is_last = last.get(&change.key) == Some(&position);
             let row = EventRow {
-                deleted: change.new.is_none(),
+                deleted,
+                marked: deleted && is_last,
                 prev_mod: change.previous.map_or(0, |meta| meta.mod_revision),
                 prev_size: change.previous.map_or(0, |meta| meta.size),
                 key: change.key.clone(),

@@ -3,16 +3,14 @@
 use raft::StoreError;
 use replica::{Order, PairReader};
 
-use crate::draft::{Draft, Finished};
+use crate::draft::{Draft, Finished, Growth};
 use crate::failure::Failure;
 use crate::keys::{Table, split_lease, split_lease_key};
 use crate::limits::Budget;
 use crate::rows::{LeaseRow, damaged};
 use crate::store::{Rows, Store, get};
 use crate::view::{borrowed, whole, with_prefix};
-use crate::{LeaseId, Limits, Place, Record, Refusal};
-
-pub(crate) use crate::rows::LEASE_BYTES;
+use crate::{LeaseId, Limits, Place, Record, Refusal, sizes};
 
 /// The least time to live that a lease gets, in seconds. etcd derives it from its election timeout; this is what its defaults
 /// give.
@@ -58,7 +56,11 @@ pub(crate) fn grant(
     if record.leases >= limits.max_leases.into() {
         return Err(Refusal::TooManyRequests.into());
     }
-    record.charge(LEASE_BYTES)?;
+    record.grow(Growth {
+        added: sizes::LEASE,
+        removed: 0,
+        puts: true,
+    })?;
     record.leases += 1;
     record.grants = grant;
     let row = LeaseRow {
@@ -76,7 +78,7 @@ pub(crate) fn revoked(record: &mut Record) -> Result<(), StoreError> {
     let left = record.leases.checked_sub(1);
     record.leases =
         left.ok_or_else(|| damaged("a keyspace", &"it counts fewer leases than it has"))?;
-    record.release(LEASE_BYTES)
+    record.release(sizes::LEASE)
 }
 
 /// Drafts the revoke of a lease: its keys are deleted in their order, in one revision. Without keys there is no new revision.

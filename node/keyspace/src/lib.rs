@@ -69,6 +69,7 @@ mod record;
 mod refusal;
 mod request;
 mod rows;
+mod sizes;
 mod store;
 mod txn;
 mod view;

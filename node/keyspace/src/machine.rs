@@ -221,7 +221,7 @@ impl Machine<'_> {
         Draft::new(&*self.store, self.place, self.record, self.limits, budget)
     }
 
-    fn commit(&mut self, finished: Finished) -> Result<(), Refusal> {
+    fn commit(&mut self, finished: Finished) -> Result<(), Failure> {
         let events = finished.write(self.record, self.store)?;
         if !events.is_empty() {
             self.effects.push(Effect::Changed(events));

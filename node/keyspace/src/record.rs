@@ -7,6 +7,8 @@ use raft::StoreError;
 use replica::PairReader;
 use types::{DecodeError, Reader, Writer};
 
+use crate::draft::Growth;
+use crate::failure::Failure;
 use crate::keys::Table;
 use crate::rows::{RECORD, damaged, nonzero, signed};
 use crate::store::{Store, get};
@@ -122,8 +124,7 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
 
 /// The record of a keyspace: all that is not a row of a key, an event or a lease.
 ///
-/// Invariants: `compacted <= revision`; `bytes` is the sum of the sizes of all rows of `Versions` that hold a version, and of
-/// all leases; no event before `clear_at` is left; `clear_at` isn't after the events at `compacted`.
+/// Invariants: `compacted <= revision`; `bytes` is the sum of the sizes of all rows, by the module `sizes`; no event before `clear_at` is left; `clear_at` isn't after the events at `compacted`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The name.
@@ -186,25 +187,27 @@ impl Record {
         self.refused_bytes > 0
     }
 
-    /// Counts bytes that are to be added, or refuses them and raises the alarm.
-    pub(crate) fn charge(&mut self, bytes: u64) -> Result<(), Refusal> {
-        let sum = self.bytes.saturating_add(bytes);
-        if bytes > 0 && sum > self.options.quota_bytes {
+    /// Counts the rows that a write adds and removes, or refuses the write and raises the alarm. Only what puts keys or grants a lease is
+    /// refused: deletions add rows, too, until they are compacted, and are what makes room.
+    pub(crate) fn grow(&mut self, growth: Growth) -> Result<(), Failure> {
+        let sum = self.bytes.saturating_add(growth.added);
+        let sum = sum.checked_sub(growth.removed).ok_or_else(too_few)?;
+        if growth.puts && sum > self.bytes && sum > self.options.quota_bytes {
+            let bytes = sum - self.bytes;
             // One huge write doesn't hold the alarm in a keyspace that has room for all others.
             let most = (self.options.quota_bytes / 8).max(1);
             self.refused_bytes = self.refused_bytes.max(bytes.min(most));
             self.end_alarm();
-            return Err(Refusal::NoSpace);
+            return Err(Refusal::NoSpace.into());
         }
         self.bytes = sum;
+        self.end_alarm();
         Ok(())
     }
 
     /// Counts bytes that were removed.
     pub(crate) fn release(&mut self, bytes: u64) -> Result<(), StoreError> {
-        let left = self.bytes.checked_sub(bytes);
-        self.bytes =
-            left.ok_or_else(|| damaged("a keyspace", &"it counts fewer bytes than its rows have"))?;
+        self.bytes = self.bytes.checked_sub(bytes).ok_or_else(too_few)?;
         self.end_alarm();
         Ok(())
     }
@@ -265,6 +268,10 @@ impl Record {
     pub(crate) fn store(&self, place: Place, store: &mut dyn Store) {
         store.put(place.record(), self.encode());
     }
+}
+
+fn too_few() -> StoreError {
+    damaged("a keyspace", &"it counts fewer bytes than its rows have")
 }
 
 fn decode_cleared(input: &mut Reader) -> Result<Option<(Table, Bytes)>, DecodeError> {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use raft::StoreError;
 use types::{DecodeError, Reader, Writer, known_version};
 
-use crate::{KeyValue, LeaseId};
+use crate::{KeyValue, LeaseId, sizes};
 
 /// The format of a kind of rows. Each has a version of its own, so that one can change without the others.
 #[derive(Clone, Copy)]
@@ -26,16 +26,8 @@ const LEASE: Format = Format::new("a lease", 1);
 
 const PUT: u8 = 0;
 const DELETE: u8 = 1;
-
-/// The bytes that a version is charged beside its key and value: the rows' keys and revisions.
-pub(crate) const VERSION_BYTES: u64 = 128;
-/// The bytes that a lease is charged.
-pub(crate) const LEASE_BYTES: u64 = 64;
-
-/// Returns the recorded size of a version.
-pub(crate) fn size(key: &[u8], value: &[u8]) -> u64 {
-    VERSION_BYTES + key.len() as u64 + value.len() as u64
-}
+/// A deletion after which the same write has put the key again: it left no marks.
+const DELETE_UNMARKED: u8 = 2;
 
 /// A version of a key without its value: a row of `Current`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,7 +102,7 @@ pub(crate) fn decode_version(
             create_revision,
             version,
             lease,
-            size: size(key, &value),
+            size: sizes::version(key, &value),
         };
         Ok((meta, value))
     })
@@ -120,6 +112,8 @@ pub(crate) fn decode_version(
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EventRow {
     pub(crate) deleted: bool,
+    /// True if the deletion has left marks, in `Versions` and `Deletions`: the key was not put again in the same revision.
+    pub(crate) marked: bool,
     /// The version before that clearing has still to remove: its mod revision and its size. 0 if there was none, or if it is
     /// removed already.
     pub(crate) prev_mod: i64,
@@ -130,7 +124,12 @@ pub(crate) struct EventRow {
 impl EventRow {
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = EVENT.begin(24 + self.key.len());
-        out.byte(if self.deleted { DELETE } else { PUT })
+        let kind = match (self.deleted, self.marked) {
+            (false, _) => PUT,
+            (true, true) => DELETE,
+            (true, false) => DELETE_UNMARKED,
+        };
+        out.byte(kind)
             .number(self.prev_mod.cast_unsigned())
             .number(self.prev_size)
             .raw(&self.key);
@@ -139,8 +138,16 @@ impl EventRow {
 
     pub(crate) fn decode(row: Bytes) -> Result<Self, StoreError> {
         EVENT.decode(row, |input| {
+            let kind = input.byte("event kind")?;
+            if kind > DELETE_UNMARKED {
+                return Err(DecodeError::Unknown {
+                    what: "event kind",
+                    value: kind.into(),
+                });
+            }
             Ok(Self {
-                deleted: input.flag("event kind")?,
+                deleted: kind != PUT,
+                marked: kind == DELETE,
                 prev_mod: signed(input, "previous revision")?,
                 prev_size: input.number("previous size")?,
                 key: rest(input),

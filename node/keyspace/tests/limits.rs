@@ -45,15 +45,17 @@ fn a_write_changes_as_many_keys_as_the_limit() {
 #[test]
 fn a_write_writes_and_reads_as_many_bytes_as_the_limit() {
     let mut keyspace = fresh();
-    let size = 128 + 1 + 10;
-    let value = "0123456789";
-    keyspace.limits.max_write_bytes = size - 1;
+    let value = &"0123456789".repeat(4);
+    let size = 64 + 1 + 40;
+    // The version, the event and the key.
+    let written = size + 2 * (32 + 1);
+    keyspace.limits.max_write_bytes = written - 1;
     let write = Write::Put(put("a", value));
     assert_eq!(
         keyspace.refusal(write.clone()),
         Some(Refusal::RequestTooLarge)
     );
-    keyspace.limits.max_write_bytes = size;
+    keyspace.limits.max_write_bytes = written;
     keyspace.ok(write);
     keyspace.put("b", value);
     // What a write reads for its answers counts apart from what it writes, and on every replica.
@@ -284,14 +286,15 @@ fn a_read_has_a_budget() {
         let range = Range::new(span("a", "b"));
         keyspace::range(&keyspace.store, keyspace.place, &range, bytes).unwrap()
     };
-    assert_eq!(read(128 + 1 + 138), Err(Refusal::TooManyRequests));
-    assert_eq!(read(128 + 1 + 139).unwrap().kvs.len(), 1);
+    assert_eq!(read(128 + 1 + 74), Err(Refusal::TooManyRequests));
+    assert_eq!(read(128 + 1 + 75).unwrap().kvs.len(), 1);
 }
 
 #[test]
 fn the_quota_is_exact_and_its_alarm_ends_by_itself() {
-    let size = 128 + 2;
-    let mut keyspace = Keyspace::new(quota(8 * size + 64));
+    let (version, event, current, marks) = (64 + 2, 32 + 1, 32 + 1, 2 * (32 + 1));
+    let lease = 64;
+    let mut keyspace = Keyspace::new(quota(8 * (version + event) + current + lease));
     keyspace.grant(1, 10).unwrap();
     for value in 0..8 {
         keyspace.put("k", &value.to_string());
@@ -303,8 +306,10 @@ fn the_quota_is_exact_and_its_alarm_ends_by_itself() {
     assert_eq!(keyspace.refusal(write.clone()), Some(Refusal::NoSpace));
     assert!(keyspace.record().no_space());
     assert_eq!(keyspace.grant(2, 10), Err(Refusal::NoSpace));
-    // Deletions and compaction go on. A deletion frees nothing until it is compacted.
+    // Deletions and compaction go on, beyond the quota. A deletion frees next to nothing until it is compacted.
+    let full = keyspace.record().bytes;
     keyspace.delete("k", "");
+    assert_eq!(keyspace.record().bytes, full + event + marks - current);
     assert_eq!(keyspace.refusal(write.clone()), Some(Refusal::NoSpace));
     let revision = keyspace.record().revision;
     keyspace.compact(revision).unwrap();
@@ -312,7 +317,9 @@ fn the_quota_is_exact_and_its_alarm_ends_by_itself() {
     assert!(keyspace.record().no_space());
     keyspace.clear();
     let record = keyspace.record();
-    assert_eq!((record.bytes, record.no_space()), (64, false));
+    // The event of the deletion stays, because a watch may begin there.
+    let rest = lease + event + marks;
+    assert_eq!((record.bytes, record.no_space()), (rest, false));
     keyspace.ok(write);
     // A transaction whose puts aren't carried out needs no room.
     keyspace.ok(Write::SetOptions(quota(1)));
@@ -383,11 +390,11 @@ fn a_lease_holds_as_many_keys_and_bytes_as_the_limit() {
     keyspace.put("a", "");
     keyspace.ok(leased("c"));
     keyspace.limits.max_lease_keys = 100;
-    keyspace.limits.max_write_bytes = 200;
+    keyspace.limits.max_write_bytes = 400;
     let long = "x".repeat(70);
-    for name in ["1", "2", "3"] {
+    for name in ["1", "2", "3", "4", "5", "6"] {
         let write = leased(&format!("{long}{name}"));
-        let full = name == "3";
+        let full = name == "6";
         assert_eq!(keyspace.refusal(write).is_some(), full, "{name}");
     }
     // A revoke is never refused, though the limits have shrunk since.
@@ -398,5 +405,5 @@ fn a_lease_holds_as_many_keys_and_bytes_as_the_limit() {
         ..keyspace.limits
     };
     let outcome = keyspace.write(Write::Revoke { id: LeaseId(1) });
-    assert_eq!(outcome.events().len(), 4);
+    assert_eq!(outcome.events().len(), 7);
 }

@@ -29,11 +29,33 @@ fn options(quota_bytes: u64) -> KeyspaceOptions {
     }
 }
 
-/// The sum of the sizes of the stored versions and leases.
+/// The sum of the sizes of the stored rows.
 fn stored_bytes(keyspace: &Keyspace) -> u64 {
     let mut bytes = 64 * keyspace.store.rows(Table::Leases).count() as u64;
+    // Shard, table and id, and then the key, as it is or escaped with its end and a revision.
+    for (stored, _) in keyspace.store.rows(Table::Current) {
+        bytes += 32 + (stored.len() - 13) as u64;
+    }
+    for (stored, _) in keyspace.store.rows(Table::LeaseKeys) {
+        bytes += 32 + (stored.len() - 13 - 8) as u64;
+    }
+    for (stored, _) in keyspace.store.rows(Table::Deletions) {
+        bytes += 32 + (stored.len() - 13 - 10) as u64;
+    }
+    for (_, row) in keyspace.store.rows(Table::Events) {
+        // Version byte, kind, two numbers, key.
+        let mut row = types::Reader::new(row.clone());
+        row.byte("version").unwrap();
+        row.byte("kind").unwrap();
+        for _ in 0..2 {
+            row.number("field").unwrap();
+        }
+        bytes += 32 + row.remaining() as u64;
+    }
     for (stored, row) in keyspace.store.rows(Table::Versions) {
         if row.is_empty() {
+            // The mark of a deletion has one more byte.
+            bytes += 32 + (stored.len() - 13 - 11) as u64;
             continue;
         }
         // The row: version byte, three numbers, value. The key: shard, table, id, escaped key, end, revision.
@@ -42,9 +64,7 @@ fn stored_bytes(keyspace: &Keyspace) -> u64 {
         for _ in 0..3 {
             row.number("field").unwrap();
         }
-        let escaped = &stored[13..stored.len() - 10];
-        let zeros = escaped.windows(2).filter(|pair| *pair == [0, 0xff]).count();
-        bytes += 128 + (escaped.len() - zeros + row.remaining()) as u64;
+        bytes += 64 + (stored.len() - 13 - 10 + row.remaining()) as u64;
     }
     bytes
 }

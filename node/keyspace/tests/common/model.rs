@@ -12,9 +12,20 @@ use keyspace::{
     TxnAnswer, Write,
 };
 
-/// What the crate charges beside keys and values.
-const VERSION_BYTES: u64 = 128;
+/// What the crate counts for a row beside keys and values.
+const ROW_BYTES: u64 = 32;
 const LEASE_BYTES: u64 = 64;
+
+/// A row with the key as it is.
+fn plain(key: &[u8]) -> u64 {
+    ROW_BYTES + key.len() as u64
+}
+
+/// A row with the key escaped.
+fn escaped(key: &[u8]) -> u64 {
+    let zeros = key.iter().map(|byte| u64::from(*byte == 0));
+    plain(key) + zeros.sum::<u64>()
+}
 
 /// The pairs at a revision.
 type State = BTreeMap<Bytes, KeyValue>;
@@ -73,26 +84,55 @@ impl Model {
         state
     }
 
-    /// The bytes after all clearing: versions that can be read, those at the compacted revision that a watch needs, and leases.
+    /// The bytes after all clearing: events from the compacted revision on with the marks of their deletions, versions that can be
+    /// read, those at the compacted revision that a watch needs, keys, leases and their keys.
     pub fn bytes(&self) -> u64 {
         let mut total = self.leases.len() as u64 * LEASE_BYTES;
+        for kv in self.state(self.revision).values() {
+            let attached = u64::from(kv.lease.0 != 0);
+            total += (1 + attached) * plain(&kv.key);
+        }
         for (at, change) in self.changes.iter().enumerate() {
-            if change.deleted {
-                continue;
-            }
+            let (key, own) = (&change.kv.key, change.kv.mod_revision);
             let later = self.changes[at + 1..].iter();
             let replaced = later
-                .filter(|later| later.kv.key == change.kv.key)
+                .filter(|later| later.kv.key == *key)
                 .map(|later| later.kv.mod_revision)
                 .next();
-            let own = change.kv.mod_revision;
+            if own >= self.compacted {
+                total += plain(key);
+                if change.deleted && replaced != Some(own) {
+                    total += 2 * escaped(key);
+                }
+            }
             let gone = replaced.is_some_and(|at| at <= self.compacted && own < self.compacted);
-            if !gone {
-                let kv = &change.kv;
-                total += VERSION_BYTES + kv.key.len() as u64 + kv.value.len() as u64;
+            if !change.deleted && !gone {
+                total += ROW_BYTES + escaped(key) + change.kv.value.len() as u64;
             }
         }
         total
+    }
+
+    /// The bytes that changes from `before` on add, and those that they remove at once.
+    fn growth(&self, old: &Self, before: usize) -> (u64, u64) {
+        let rows = |state: &State| -> u64 {
+            let row = |kv: &KeyValue| (1 + u64::from(kv.lease.0 != 0)) * plain(&kv.key);
+            state.values().map(row).sum()
+        };
+        let own = old.revision + 1;
+        let mut added = rows(&self.state(own));
+        let changes = &self.changes[before..];
+        for (at, change) in changes.iter().enumerate() {
+            let key = &change.kv.key;
+            added += plain(key);
+            let mut later = changes[at + 1..].iter();
+            if !change.deleted {
+                added += ROW_BYTES + escaped(key) + change.kv.value.len() as u64;
+            } else if !later.any(|later| later.kv.key == *key) {
+                added += 2 * escaped(key);
+            }
+        }
+        (added, rows(&old.state(old.revision)))
     }
 
     /// The events from a revision on.
@@ -187,6 +227,7 @@ impl Model {
 
     fn carry_out(&mut self, write: &Write, bytes: u64) -> Result<Answer, Refusal> {
         let before = self.changes.len();
+        let old = self.clone();
         let answer = match write {
             Write::Put(put) => {
                 self.check_put(put)?;
@@ -194,7 +235,6 @@ impl Model {
             }
             Write::DeleteRange(request) => Answer::DeleteRange(self.delete_range(request)),
             Write::Txn(txn) => {
-                let old = self.clone();
                 old.check_txn(txn)?;
                 let mut answer = self.txn(&old, txn)?;
                 answer.revision = self.newest(before);
@@ -242,12 +282,9 @@ impl Model {
             }
             other => panic!("not in the model: {other:?}"),
         };
-        let added: u64 = self.changes[before..]
-            .iter()
-            .filter(|change| !change.deleted)
-            .map(|change| VERSION_BYTES + (change.kv.key.len() + change.kv.value.len()) as u64)
-            .sum();
-        if added > 0 && bytes + added > self.quota {
+        let puts = self.changes[before..].iter().any(|change| !change.deleted);
+        let (added, removed) = self.growth(&old, before);
+        if puts && added > removed && bytes.saturating_add(added) - removed > self.quota {
             return Err(Refusal::NoSpace);
         }
         self.revision = self.newest(before);
