@@ -67,6 +67,7 @@ async fn configuration(options: &ClusterOptions) -> Result<Config, ConnectError>
     let ClusterOptions {
         kubeconfig,
         context,
+        ..
     } = options;
     let choice = KubeConfigOptions {
         context: context.clone(),

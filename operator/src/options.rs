@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use probes::telemetry::{InvalidFilter, LogFormat};
 
+use crate::reconcile::DEFAULT_DOMAIN;
+
 const EXAMPLES: &str = "\
 Examples:
-  shardkv-operator crd | kubectl apply --server-side -f -    install the resource's definition
+  shardkv-operator crd | kubectl apply --server-side -f -    install the resources' definitions
   shardkv-operator                                           run against the cluster of your kubeconfig
   shardkv-operator --watch-namespace team-a --log-format human
   shardkv-operator --leader-elect=false                      a single operator on your own machine
@@ -46,7 +48,7 @@ pub enum Command {
     /// Run the operator (the default command)
     #[command(after_help = EXAMPLES)]
     Run(Box<RunOptions>),
-    /// Print the definition of the resource, for `kubectl apply --server-side -f -`
+    /// Print the definitions of the resources, for `kubectl apply --server-side -f -`
     Crd,
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  source <(shardkv-operator completion bash)")]
@@ -151,6 +153,10 @@ pub struct ClusterOptions {
     /// Context in the kubeconfig; by default its current context
     #[arg(long, env = "SHARDKV_OPERATOR_CONTEXT", value_name = "NAME")]
     pub context: Option<String>,
+    /// Domain of the Kubernetes cluster; by default that of /etc/resolv.conf in a pod, cluster.local elsewhere. Services of keyspaces whose
+    /// cluster is in another namespace are aliases, which need the whole name
+    #[arg(long, env = "SHARDKV_OPERATOR_CLUSTER_DOMAIN", value_name = "DOMAIN")]
+    cluster_domain: Option<String>,
 }
 
 /// Options of the log.
@@ -190,6 +196,24 @@ impl RunOptions {
         names.dedup();
         names
     }
+}
+
+impl ClusterOptions {
+    /// Returns the domain of the Kubernetes cluster.
+    pub fn domain(&self) -> String {
+        let resolver = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let found = service_domain(&resolver).map(str::to_owned);
+        let known = first_non_empty([&self.cluster_domain, &found]);
+        known.unwrap_or_else(|| DEFAULT_DOMAIN.to_owned())
+    }
+}
+
+/// Returns the domain under which Kubernetes completes the names of services: pods search in `svc.<domain>`.
+fn service_domain(resolver: &str) -> Option<&str> {
+    let lines = resolver.lines().map(str::split_whitespace);
+    let searches = lines.filter_map(|mut words| (words.next() == Some("search")).then_some(words));
+    let mut domains = searches.flatten().map(|name| name.trim_end_matches('.'));
+    domains.find_map(|name| name.strip_prefix("svc."))
 }
 
 impl LeaseOptions {
@@ -300,6 +324,23 @@ mod tests {
         }
         assert!(run(&["--watch-namespace="]).namespaces().is_empty());
         assert!(Cli::try_parse_from(["x", "--watch-namespace", "A_b"]).is_err());
+    }
+
+    #[test]
+    fn the_domain_is_that_of_the_pods_resolver() {
+        for (resolver, domain) in [
+            (
+                "search ns.svc.k8s.example svc.k8s.example k8s.example\n",
+                Some("k8s.example"),
+            ),
+            ("nameserver 10.0.0.1\nsearch example.com\n", None),
+            ("# search svc.a\nsearch x.\nsearch svc.b.", Some("b")),
+            ("", None),
+        ] {
+            assert_eq!(service_domain(resolver), domain, "{resolver}");
+        }
+        let options = run(&["--cluster-domain", "k8s.example"]);
+        assert_eq!(options.cluster.domain(), "k8s.example");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The reference of the resource, generated from its definition: `docs/reference.md`.
+//! The references of the resources, generated from their definitions: `docs/reference.md` and `docs/keyspace-reference.md`.
 //!
 //! Fields, types, bounds, defaults, rules and descriptions come from the schema. Reasons and events aren't in the schema: the
 //! module `catalog` lists them, and tests compare it with the code that reports them.
@@ -11,15 +11,91 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use kube::CustomResourceExt as _;
-use schemars::schema_for;
+use schemars::{Schema, schema_for};
 use serde_json::Value;
 
-use crate::crd::{GroupPhase, ImagePullPolicy, Retention, ShardKvCluster};
+use crate::crd::{
+    DeletionPolicy, GroupPhase, ImagePullPolicy, Retention, ShardKvCluster, ShardKvKeyspace,
+};
 
-/// Path of the page in the repository.
-pub const FILE: &str = "docs/reference.md";
+/// A resource, and what its schema doesn't say.
+struct Subject {
+    /// Path of the page in the repository.
+    file: &'static str,
+    /// Beginning of the page.
+    head: &'static str,
+    /// Short name of the resource.
+    short: &'static str,
+    /// Name of a resource in examples, with the short name.
+    example: &'static str,
+    /// The condition that users wait for.
+    awaited: &'static str,
+    definition: fn() -> serde_json::Result<Value>,
+    /// Schemas of enums.
+    choices: fn() -> Vec<Schema>,
+    reasons: &'static [catalog::ConditionEntry],
+    events: &'static [catalog::EventEntry],
+}
 
-const HEAD: &str = "\
+const CLUSTER: Subject = Subject {
+    file: "docs/reference.md",
+    head: CLUSTER_HEAD,
+    short: "skv",
+    example: "skv/demo",
+    awaited: "Available",
+    definition: || serde_json::to_value(ShardKvCluster::crd()),
+    choices: || {
+        vec![
+            schema_for!(GroupPhase),
+            schema_for!(ImagePullPolicy),
+            schema_for!(Retention),
+        ]
+    },
+    reasons: catalog::REASONS,
+    events: catalog::EVENTS,
+};
+
+const KEYSPACE: Subject = Subject {
+    file: "docs/keyspace-reference.md",
+    head: KEYSPACE_HEAD,
+    short: "skvks",
+    example: "skvks/orders",
+    awaited: "Ready",
+    definition: || serde_json::to_value(ShardKvKeyspace::crd()),
+    choices: || vec![schema_for!(DeletionPolicy)],
+    reasons: catalog::keyspace::REASONS,
+    events: catalog::keyspace::EVENTS,
+};
+
+const KEYSPACE_HEAD: &str = "\
+<!-- Generated from operator/src/crd by `cargo run -p shardkv-operator --bin crdgen`: do not edit. -->
+# ShardKvKeyspace
+
+This page lists every field of the resource, and every condition and event. `kubectl explain skvks.spec` shows the same text.
+[operations.md](operations.md#keyspaces-on-kubernetes) explains how to use it.
+
+The resource is `shardkv.io/v1alpha1`, namespaced; its short name is `skvks`. It is one keyspace of a [ShardKvCluster](reference.md), and a
+service of the resource's name, which etcd's clients dial:
+
+```yaml
+apiVersion: shardkv.io/v1alpha1
+kind: ShardKvKeyspace
+metadata:
+  name: orders
+  namespace: team-x
+spec:
+  clusterRef: {name: demo}
+```
+
+```sh
+etcdctl --endpoints orders.team-x:2379 put greeting hello
+```
+
+The keyspace's name in the store is `orders.team-x`, and clients must dial this name: `orders` alone names another keyspace. `.svc` and the
+domain of the Kubernetes cluster may follow. The API server refuses a resource that breaks a rule, with the rule's message.
+";
+
+const CLUSTER_HEAD: &str = "\
 <!-- Generated from operator/src/crd by `cargo run -p shardkv-operator --bin crdgen`: do not edit. -->
 # ShardKvCluster
 
@@ -52,14 +128,21 @@ const FOREIGN: [(&str, &str, &str); 4] = [
 ];
 const KUBERNETES: &str = "https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.34/#";
 
-/// Returns the whole page.
-pub fn page() -> Result<String, serde_json::Error> {
-    let definition = serde_json::to_value(ShardKvCluster::crd())?;
+/// Returns all pages: their paths in the repository, and their texts.
+pub fn pages() -> Result<Vec<(&'static str, String)>, serde_json::Error> {
+    let subjects = [&CLUSTER, &KEYSPACE];
+    let pages = subjects.map(|subject| Ok((subject.file, page(subject)?)));
+    pages.into_iter().collect()
+}
+
+/// Returns the whole page of a resource.
+fn page(subject: &Subject) -> Result<String, serde_json::Error> {
+    let definition = (subject.definition)()?;
     let version = at(&definition, "/spec/versions/0");
     let root = at(version, "/schema/openAPIV3Schema");
-    let choices = choices()?;
+    let choices = choices((subject.choices)())?;
     let mut page = Page {
-        text: HEAD.to_owned(),
+        text: subject.head.to_owned(),
         choices,
     };
     for rule in rules(root) {
@@ -68,9 +151,9 @@ pub fn page() -> Result<String, serde_json::Error> {
     for part in ["spec", "status"] {
         page.object(part, at(root, &format!("/properties/{part}")), None);
     }
-    page.columns(at(version, "/additionalPrinterColumns"));
-    page.reasons();
-    page.events();
+    page.columns(subject, at(version, "/additionalPrinterColumns"));
+    page.reasons(subject);
+    page.events(subject);
     Ok(page.text)
 }
 
@@ -132,8 +215,8 @@ impl Page {
         }
     }
 
-    fn columns(&mut self, columns: &Value) {
-        self.line("\n## What `kubectl get skv` shows");
+    fn columns(&mut self, subject: &Subject, columns: &Value) {
+        self.line(&format!("\n## What `kubectl get {}` shows", subject.short));
         self.table(&["Column", "From", "Meaning"]);
         for column in columns.as_array().into_iter().flatten() {
             let text = |of: &str| {
@@ -157,10 +240,11 @@ impl Page {
         }
     }
 
-    fn reasons(&mut self) {
+    fn reasons(&mut self, subject: &Subject) {
+        let (awaited, example) = (subject.awaited, subject.example);
         self.line("\n## Conditions\n");
-        self.line("`kubectl wait --for=condition=Available skv/demo` waits for a condition. Each has a message that says more than its reason.");
-        for (of, means, reasons) in catalog::REASONS {
+        self.line(&format!("`kubectl wait --for=condition={awaited} {example}` waits for a condition. Each has a message that says more than its reason."));
+        for (of, means, reasons) in subject.reasons {
             self.line(&format!("\n### {of}\n\n{means}"));
             self.table(&["Status", "Reason", "Meaning"]);
             for (status, reason, meaning) in *reasons {
@@ -170,13 +254,14 @@ impl Page {
         }
     }
 
-    fn events(&mut self) {
+    fn events(&mut self, subject: &Subject) {
         self.line("\n## Events\n");
-        self.line(
-            "`kubectl events --for skv/demo` lists them. The operator reports each step that changed something once.",
-        );
+        self.line(&format!(
+            "`kubectl events --for {}` lists them. The operator reports each step that changed something once.",
+            subject.example
+        ));
         self.table(&["Type", "Reason", "When"]);
-        for (kind, reason, when) in catalog::EVENTS {
+        for (kind, reason, when) in subject.events {
             let reason = format!("`{reason}`");
             self.row(&[*kind, reason.as_str(), when]);
         }
@@ -317,13 +402,8 @@ fn default(field: &Value, given: Option<&Value>, needed: bool) -> String {
     }
 }
 
-/// Returns the meanings of the values of all enums.
-fn choices() -> Result<BTreeMap<String, String>, serde_json::Error> {
-    let schemas = [
-        schema_for!(GroupPhase),
-        schema_for!(ImagePullPolicy),
-        schema_for!(Retention),
-    ];
+/// Returns the meanings of the values of enums.
+fn choices(schemas: Vec<Schema>) -> Result<BTreeMap<String, String>, serde_json::Error> {
     let mut choices = BTreeMap::new();
     for schema in schemas {
         let schema = serde_json::to_value(schema)?;

@@ -10,6 +10,8 @@
 //! - when the last round asked for it: [`Pace`] bounds the time until then. So the operator finds and repairs every other
 //!   change within one idle pause.
 //!
+//! Rounds of keyspaces start when the resource of the keyspace changes, or when the last round asked for it.
+//!
 //! Changes within a short time start one round together. At most one round runs for a cluster, and at most
 //! [`crate::options::RunOptions::concurrency`] for all clusters together.
 //!
@@ -22,6 +24,8 @@
 //!
 //! On SIGTERM or SIGINT no round starts any more, running rounds may finish for [`FINISH`], and the Lease is released. When the
 //! Lease is lost, everything stops at once and the process ends: Kubernetes starts it again, and it stands by.
+
+mod keyspaces;
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -48,6 +52,7 @@ use crate::options::RunOptions;
 use crate::reconcile::{self, Context, FIELD_MANAGER, Pace, error_policy, reconcile};
 use crate::store::{LiveStore, Store};
 use crate::watches::{self, Seen};
+pub use keyspaces::watch_and_reconcile_keyspaces;
 
 /// Time that running rounds have to finish after a signal. Less than the 30 s that Kubernetes gives a pod.
 const FINISH: Duration = Duration::from_secs(20);
@@ -236,22 +241,28 @@ impl Operator {
             instance: Some(self.identity.clone()),
         };
         let metrics = Arc::clone(&self.metrics);
-        let context = Context::new(
+        let mut context = Context::new(
             self.client.clone(),
             store,
             metrics,
             reporter,
             Pace::default(),
         );
+        context.domain = self.options.cluster.domain();
+        let context = Arc::new(context);
         let namespaces = self.options.namespaces();
         let concurrency = self.options.concurrency;
         let stop = self.stop.clone();
-        tokio::spawn(watch_and_reconcile(
-            Arc::new(context),
-            namespaces,
-            concurrency,
-            stop,
-        ))
+        tokio::spawn(async move {
+            let keyspaces = watch_and_reconcile_keyspaces(
+                Arc::clone(&context),
+                namespaces.clone(),
+                concurrency,
+                stop.clone(),
+            );
+            let clusters = watch_and_reconcile(context, namespaces, concurrency, stop);
+            tokio::join!(clusters, keyspaces);
+        })
     }
 }
 

@@ -3,6 +3,8 @@
 //! An API server whose definition matches this operator has checked all of this already. It may have an older definition; an
 //! invalid resource then becomes a condition of the resource, not a panic, an endless loop or a half-built cluster.
 
+pub mod keyspace;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 

@@ -13,9 +13,9 @@ use kube::runtime::controller::{Config, Controller};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{PredicateConfig, WatchStreamExt as _};
-use kube::{Client, Resource, ResourceExt as _};
+use kube::{Client, Resource, ResourceExt};
 
-use crate::crd::ShardKvCluster;
+use crate::crd::{ShardKvCluster, ShardKvKeyspace};
 use crate::metrics::Metrics;
 
 /// Events of a cluster within this time start one round.
@@ -29,6 +29,9 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// The part of a resource that the watches keep in memory: its metadata.
 pub(crate) type Seen = PartialObjectMeta<ShardKvCluster>;
+
+/// The same of a keyspace's resource.
+pub(crate) type SeenKeyspace = PartialObjectMeta<ShardKvKeyspace>;
 
 /// Returns the API for objects of a kind in a namespace, or in all namespaces.
 pub(crate) fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
@@ -66,17 +69,44 @@ pub(crate) fn controller(
         .with_config(Config::default().debounce(DEBOUNCE))
 }
 
+/// Returns a controller that starts rounds for the keyspaces of a namespace, or of all namespaces, and the keyspaces that it knows. Calls
+/// `gone` with each deleted one. Services aren't watched: the next round finds and repairs a changed one.
+pub(crate) fn keyspaces(
+    client: &Client,
+    namespace: Option<&str>,
+    metrics: &Arc<Metrics>,
+    gone: impl Fn(&SeenKeyspace) + Send + 'static,
+) -> (Controller<SeenKeyspace>, Store<SeenKeyspace>) {
+    let config = watcher::Config::default().page_size(PAGE);
+    let (reader, writer) = reflector::store();
+    let resources = watcher(api::<SeenKeyspace>(client, namespace), config).modify(trim);
+    let resources = reflector::reflector(writer, resources);
+    let resources = resources.inspect(move |event| {
+        if let Ok(Event::Delete(deleted)) = event {
+            gone(deleted);
+        }
+    });
+    let resources = with_backoff(resources.applied_objects(), metrics);
+    let resources = resources.predicate_filter(
+        |seen: &SeenKeyspace| Some(trigger_hash(seen)),
+        PredicateConfig::default(),
+    );
+    let controller = Controller::for_stream(resources, reader.clone())
+        .with_config(Config::default().debounce(DEBOUNCE));
+    (controller, reader)
+}
+
 /// Drops metadata that no code reads, to save memory.
-fn trim(seen: &mut Seen) {
-    seen.metadata.managed_fields = None;
+fn trim(seen: &mut impl ResourceExt) {
+    seen.meta_mut().managed_fields = None;
     seen.annotations_mut().remove(LAST_APPLIED);
 }
 
 /// Hashes everything whose change starts a round. The status is left out.
-fn trigger_hash(seen: &Seen) -> u64 {
+fn trigger_hash(seen: &impl ResourceExt) -> u64 {
     let mut hasher = DefaultHasher::new();
-    seen.metadata.generation.hash(&mut hasher);
-    seen.metadata.deletion_timestamp.is_some().hash(&mut hasher);
+    seen.meta().generation.hash(&mut hasher);
+    seen.meta().deletion_timestamp.is_some().hash(&mut hasher);
     seen.finalizers().hash(&mut hasher);
     seen.labels().hash(&mut hasher);
     seen.annotations().hash(&mut hasher);

@@ -1,13 +1,13 @@
 {{/*
-All that the operator may do with clusters and their objects: what it does, and nothing more. Secrets, nodes and roles are none of its
+All that the operator may do with clusters, keyspaces and their objects: what it does, and nothing more. Secrets, nodes and roles are none of its
 business. What of a cluster isn't deleted here goes with its owner.
 */}}
 {{- define "shardkv-operator.rules" -}}
 - apiGroups: [shardkv.io]
-  resources: [shardkvclusters]
+  resources: [shardkvclusters, shardkvkeyspaces]
   verbs: [get, list, watch, patch]
 - apiGroups: [shardkv.io]
-  resources: [shardkvclusters/status]
+  resources: [shardkvclusters/status, shardkvkeyspaces/status]
   verbs: [patch]
 - apiGroups: [apps]
   resources: [statefulsets]

@@ -1,5 +1,5 @@
-//! Generates files from the resource's Rust types: `crdgen [folder]` writes the definitions into `crds/` and their reference
-//! to `docs/reference.md` of a checkout, by default the current folder.
+//! Generates files from the resources' Rust types: `crdgen [folder]` writes the definitions into `crds/` and their references
+//! into `docs/` of a checkout, by default the current folder.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,9 @@ fn main() -> ExitCode {
 fn write(folder: &Path) -> Result<(), Box<dyn Error>> {
     let definitions = crd::definitions()?.into_iter();
     let definitions = definitions.map(|(name, text)| (Path::new("crds").join(name), text));
-    let reference = (PathBuf::from(reference::FILE), reference::page()?);
-    for (name, text) in definitions.chain([reference]) {
+    let pages = reference::pages()?.into_iter();
+    let pages = pages.map(|(name, text)| (PathBuf::from(name), text));
+    for (name, text) in definitions.chain(pages) {
         let file = folder.join(name);
         if let Some(parent) = file.parent() {
             std::fs::create_dir_all(parent)?;

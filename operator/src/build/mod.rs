@@ -27,7 +27,8 @@ use crate::plan::Stage;
 use crate::validate::Cluster;
 pub use config::name as config_name;
 pub use names::STAGE_ANNOTATION;
-pub use ports::{CLIENT_PORT, METRICS_PORT};
+pub use ports::{CLIENT_PORT, ETCD_PORT, METRICS_PORT};
+pub(crate) use service::etcd_port;
 
 /// Objects that all pods of a cluster share.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::meta::meta;
 use super::names;
-use super::ports::{CLIENT_PORT, METRICS_PORT};
+use super::ports::{CLIENT_PORT, ETCD_PORT, METRICS_PORT};
 use crate::parts::Component;
 use crate::validate::Cluster;
 
@@ -30,17 +30,26 @@ pub(super) fn headless(cluster: &Cluster, part: Component) -> Service {
 }
 
 /// Builds the service for applications. It selects the ready nodes of all groups: each serves any key, and forwards requests
-/// for keys of other groups.
+/// for keys of other groups. The services of keyspaces in other namespaces are aliases of it, so it has etcd's port, too.
 pub(super) fn client(cluster: &Cluster) -> Service {
     Service {
         metadata: meta(cluster, names::client(cluster), names::selector(cluster)),
         spec: Some(ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
             selector: Some(names::groups_selector(cluster)),
-            ports: Some(vec![port("grpc", CLIENT_PORT)]),
+            ports: Some(vec![port("grpc", CLIENT_PORT), etcd_port()]),
             ..ServiceSpec::default()
         }),
         ..Service::default()
+    }
+}
+
+/// Returns the port of the API of etcd. It leads to the nodes' client port.
+pub(crate) fn etcd_port() -> ServicePort {
+    ServicePort {
+        name: Some("etcd".to_owned()),
+        port: ETCD_PORT,
+        ..port("grpc", CLIENT_PORT)
     }
 }
 

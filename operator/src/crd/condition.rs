@@ -11,6 +11,9 @@ pub const DEGRADED: &str = "Degraded";
 /// Type of the condition: the operator changes nothing because `spec.paused` is true.
 pub const PAUSED: &str = "Paused";
 
+/// Type of the condition of a keyspace: clients can read and write.
+pub const READY: &str = "Ready";
+
 /// New value of a condition, without its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {

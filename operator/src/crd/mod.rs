@@ -1,7 +1,7 @@
-//! The resource `ShardKvCluster`, as users write it and as the API server checks and stores it.
+//! The resources `ShardKvCluster` and `ShardKvKeyspace`, as users write them and as the API server checks and stores them.
 //!
 //! Three layers check a resource: the schema (types, bounds, defaults), the rules (conditions on several fields, or on the old
-//! and the new value), and [`crate::validate`] (all of it again, for a definition older than the operator). Every list, map and
+//! and the new value), and the operator before it acts (all of it again, for a definition older than the operator). Every list, map and
 //! string that a rule reads is bounded, because the API server estimates the cost of a rule by the largest value that the schema
 //! allows, and refuses a definition whose rules cost too much.
 //!
@@ -10,6 +10,11 @@
 
 mod amount;
 pub mod condition;
+#[expect(
+    unreachable_pub,
+    reason = "kube's derive repeats each struct inside of a function"
+)]
+mod keyspace;
 #[expect(
     unreachable_pub,
     reason = "kube's derive repeats each struct inside of a function"
@@ -28,9 +33,14 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
 pub use amount::Amount;
+pub use keyspace::{
+    ClusterRef, CompactionSpec, DeletionPolicy, ShardKvKeyspace, ShardKvKeyspaceSpec,
+    ShardKvKeyspaceStatus,
+};
 pub use options::NodeOptions;
 pub use spec::{
     ControllersSpec, DisruptionSpec, ImagePullPolicy, PodTemplateSpec, PullSecret, Resources,
@@ -45,9 +55,12 @@ pub const GROUP: &str = "shardkv.io";
 
 /// Returns the definitions to install: file names with their text.
 pub fn definitions() -> Result<Vec<(String, String)>, YamlError> {
-    let definition = ShardKvCluster::crd();
+    let definitions = [ShardKvCluster::crd(), ShardKvKeyspace::crd()];
     let header = "# Generated from operator/src/crd by `cargo run -p shardkv-operator --bin crdgen`: do not edit.\n";
-    let text = yaml::write(&definition)?;
-    let file = format!("{}.yaml", definition.spec.names.plural);
-    Ok(vec![(file, format!("{header}---\n{text}"))])
+    let file = |definition: &CustomResourceDefinition| {
+        let text = yaml::write(definition)?;
+        let file = format!("{}.yaml", definition.spec.names.plural);
+        Ok((file, format!("{header}---\n{text}")))
+    };
+    definitions.iter().map(file).collect()
 }

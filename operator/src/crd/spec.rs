@@ -110,6 +110,17 @@ pub struct ShardKvClusterSpec {
     #[serde(default)]
     pub pod_template: PodTemplateSpec,
 
+    /// Other namespaces whose `ShardKvKeyspace` resources may be in this cluster; `*` is all. Those of the cluster's own namespace always may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 1000),
+        inner(
+            length(min = 1, max = 63),
+            regex(pattern = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$")
+        )
+    )]
+    pub keyspace_namespaces: Vec<String>,
+
     /// Stops the operator from changing anything but its finalizer. Pods go on serving, and the resource can still be deleted.
     #[serde(default)]
     pub paused: bool,
@@ -361,6 +372,7 @@ impl Default for ShardKvClusterSpec {
             pod_disruption_budget: DisruptionSpec::default(),
             service_account: ServiceAccountSpec::default(),
             pod_template: PodTemplateSpec::default(),
+            keyspace_namespaces: Vec::new(),
             paused: false,
         }
     }

@@ -25,7 +25,12 @@ pub struct Context<S> {
     pub pace: Pace,
     /// Memory between rounds.
     pub memory: Memory,
+    /// Domain of the Kubernetes cluster.
+    pub domain: String,
 }
+
+/// Domain that most Kubernetes clusters have.
+pub const DEFAULT_DOMAIN: &str = "cluster.local";
 
 impl<S> Context<S> {
     /// Returns a context with an empty memory.
@@ -43,6 +48,7 @@ impl<S> Context<S> {
             reporter,
             pace,
             memory: Memory::default(),
+            domain: DEFAULT_DOMAIN.to_owned(),
         }
     }
 

@@ -6,7 +6,6 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 
 use super::notes::Note;
-use crate::crd::ShardKvCluster;
 
 /// Maximum length of a note, as the API server accepts it.
 const MAX_NOTE: usize = 1_000;
@@ -22,7 +21,7 @@ impl<'a> Events<'a> {
     pub(super) fn new(
         client: &'a Client,
         reporter: &'a Reporter,
-        resource: &ShardKvCluster,
+        resource: &impl Resource<DynamicType = ()>,
     ) -> Self {
         Self {
             client,

@@ -24,7 +24,7 @@ pub(super) struct Note {
 }
 
 impl Note {
-    fn step(action: &'static str, reason: &str, text: impl Into<String>) -> Self {
+    pub(super) fn step(action: &'static str, reason: &str, text: impl Into<String>) -> Self {
         Self {
             warns: false,
             action,
@@ -33,7 +33,7 @@ impl Note {
         }
     }
 
-    fn warning(action: &'static str, reason: &str, text: impl Into<String>) -> Self {
+    pub(super) fn warning(action: &'static str, reason: &str, text: impl Into<String>) -> Self {
         Self {
             warns: true,
             ..Self::step(action, reason, text)

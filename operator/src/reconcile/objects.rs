@@ -4,6 +4,7 @@
 //! somebody else has written since, the write fails and the next round reads again.
 
 use futures::future::try_join_all;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Event, Namespace, PersistentVolumeClaim, Pod, Service, ServiceAccount,
@@ -15,10 +16,11 @@ use kube::api::{
     PropagationPolicy,
 };
 use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::wanted::Wanted;
-use crate::crd::{ShardKvCluster, ShardKvClusterStatus};
 use crate::metrics::Metrics;
 use crate::parts::Kind;
 use crate::store::StoreError;
@@ -69,6 +71,23 @@ impl From<serde_json::Error> for Failure {
     }
 }
 
+/// A resource that users write, and whose status the operator writes.
+pub(super) trait Custom:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+    + Clone
+    + DeserializeOwned
+    + std::fmt::Debug
+{
+}
+
+impl<K> Custom for K where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+{
+}
+
 /// Access to the objects of one namespace.
 pub(super) struct Objects<'a> {
     client: &'a Client,
@@ -89,12 +108,12 @@ impl<'a> Objects<'a> {
         Api::namespaced_with(self.client.clone(), self.namespace, &resource(kind))
     }
 
-    fn resources(&self) -> Api<ShardKvCluster> {
+    fn resources<K: Custom>(&self) -> Api<K> {
         Api::namespaced(self.client.clone(), self.namespace)
     }
 
     /// Reads a resource; `None` if it doesn't exist.
-    pub(super) async fn resource(&self, name: &str) -> Result<Option<ShardKvCluster>, kube::Error> {
+    pub(super) async fn resource<K: Custom>(&self, name: &str) -> Result<Option<K>, kube::Error> {
         self.resources().get_opt(name).await
     }
 
@@ -224,11 +243,11 @@ impl<'a> Objects<'a> {
     }
 
     /// Replaces the finalizers of this version of a resource, and returns the changed one.
-    pub(super) async fn set_finalizers(
+    pub(super) async fn set_finalizers<K: Custom>(
         &self,
-        live: &ShardKvCluster,
+        live: &K,
         finalizers: &[String],
-    ) -> Result<ShardKvCluster, Failure> {
+    ) -> Result<K, Failure> {
         let patch = Patch::Merge(json!({"metadata": {
             "uid": live.uid(),
             "resourceVersion": live.resource_version(),
@@ -236,20 +255,20 @@ impl<'a> Objects<'a> {
         }}));
         let name = live.name_any();
         let changed = self.resources().patch(&name, &merging(), &patch).await?;
-        self.metrics.object_written("patch", "ShardKvCluster");
+        self.metrics.object_written("patch", &K::kind(&()));
         Ok(changed)
     }
 
     /// Writes the status of this version of a resource, and returns the changed one.
-    pub(super) async fn set_status(
+    pub(super) async fn set_status<K: Custom>(
         &self,
-        live: &ShardKvCluster,
-        status: &ShardKvClusterStatus,
-    ) -> Result<ShardKvCluster, Failure> {
+        live: &K,
+        status: &impl Serialize,
+    ) -> Result<K, Failure> {
         let name = live.name_any();
         let patch = Patch::Apply(json!({
-            "apiVersion": ShardKvCluster::api_version(&()),
-            "kind": ShardKvCluster::kind(&()),
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
             "metadata": {
                 "name": name,
                 "uid": live.uid(),
@@ -258,9 +277,9 @@ impl<'a> Objects<'a> {
             "status": status,
         }));
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let api = self.resources();
+        let api: Api<K> = self.resources();
         let changed = api.patch_status(&name, &parameters, &patch).await?;
-        self.metrics.object_written("status", "ShardKvCluster");
+        self.metrics.object_written("status", &K::kind(&()));
         Ok(changed)
     }
 }

@@ -51,7 +51,7 @@ pub(super) async fn observe<S: Store>(
     Ok(Some(observed))
 }
 
-fn is_forbidden(error: &kube::Error) -> bool {
+pub(super) fn is_forbidden(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 403)
 }
 

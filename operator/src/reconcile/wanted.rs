@@ -193,6 +193,15 @@ pub(super) fn is_owned_by(object: &DynamicObject, uid: &str) -> bool {
     owners.any(|owner| owner.controller == Some(true) && owner.uid == uid)
 }
 
+/// Returns the word for a kind of resource.
+fn noun(kind: &str) -> &'static str {
+    if kind == "ShardKvKeyspace" {
+        "keyspace"
+    } else {
+        "cluster"
+    }
+}
+
 /// Returns the reason why the operator may not write an object: it isn't the cluster's, or it is being deleted.
 fn reason_to_keep_off(kind: Kind, owner: &OwnerReference, live: &DynamicObject) -> Option<Written> {
     let called = format!("{} {}", kind.name(), live.name_any());
@@ -204,7 +213,8 @@ fn reason_to_keep_off(kind: Kind, owner: &OwnerReference, live: &DynamicObject) 
     let same_name = |it: &OwnerReference| it.kind == owner.kind && it.name == owner.name;
     if owners.iter().any(same_name) {
         return Some(Written::Waits(format!(
-            "{called} is left of a cluster of the same name, and will be removed by Kubernetes"
+            "{called} is left of a {} of the same name, and will be removed by Kubernetes",
+            noun(&owner.kind)
         )));
     }
     let of = owners.first().map_or(String::new(), |owner| {

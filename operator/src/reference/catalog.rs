@@ -1,7 +1,9 @@
 //! All conditions and events that the operator reports.
 
+pub(super) mod keyspace;
+
 /// A condition: its type, its meaning, and its reasons, each with a status and a meaning.
-type ConditionEntry = (
+pub(super) type ConditionEntry = (
     &'static str,
     &'static str,
     &'static [(&'static str, &'static str, &'static str)],
@@ -155,8 +157,11 @@ pub(super) const REASONS: &[ConditionEntry] = &[
     ),
 ];
 
-/// All events: type, reason, and cause.
-pub(super) const EVENTS: &[(&str, &str, &str)] = &[
+/// An event: type, reason, and cause.
+pub(super) type EventEntry = (&'static str, &'static str, &'static str);
+
+/// All events.
+pub(super) const EVENTS: &[EventEntry] = &[
     (
         "Normal",
         "ControllersCreated",

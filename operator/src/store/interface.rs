@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
+use shardkv_client::{Keyspace, KeyspaceOptions};
+
 use crate::parts::Component;
 use crate::plan;
 use crate::validate::Cluster;
@@ -47,6 +49,39 @@ pub trait Store: Send + Sync + 'static {
 
     /// Closes connections to a cluster that the operator no longer manages.
     fn forget(&self, namespace: &str, name: &str);
+}
+
+/// The keyspaces of a cluster's store. Calls are bounded in time, like those of [`Store`].
+pub trait KeyspaceStore: Send + Sync + 'static {
+    /// Returns the keyspace with a name; `None` if there is none.
+    fn keyspace(
+        &self,
+        cluster: &Cluster,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<Keyspace>, StoreError>> + Send;
+
+    /// Creates a keyspace. Refused if there is one with the name.
+    fn create_keyspace(
+        &self,
+        cluster: &Cluster,
+        name: &str,
+        options: KeyspaceOptions,
+    ) -> impl Future<Output = Result<Keyspace, StoreError>> + Send;
+
+    /// Replaces the options of this keyspace. Another one with its name isn't changed.
+    fn set_keyspace_options(
+        &self,
+        cluster: &Cluster,
+        keyspace: &Keyspace,
+        options: KeyspaceOptions,
+    ) -> impl Future<Output = Result<Keyspace, StoreError>> + Send;
+
+    /// Deletes this keyspace with all keys. Another one with its name stays. Succeeds if it was deleted before.
+    fn delete_keyspace(
+        &self,
+        cluster: &Cluster,
+        keyspace: &Keyspace,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 /// Report of the controllers.

@@ -3,6 +3,8 @@
 //! Each cluster keeps one client while it is in use, so that a round every few seconds doesn't open a connection every
 //! few seconds. Functions without I/O convert the answers into the types of [`crate::plan`] and of the status.
 
+mod keyspaces;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -246,7 +248,7 @@ fn pod(address: &str) -> String {
     address.split('.').next().unwrap_or(address).to_owned()
 }
 
-/// Classifies an error of the client: refused by the controllers, or no usable answer.
+/// Classifies an error of the client: refused by the store, or no usable answer.
 fn refusal(error: &Error) -> StoreError {
     let text = error.to_string();
     match error {
@@ -255,6 +257,7 @@ fn refusal(error: &Error) -> StoreError {
         | Error::DiskFull { .. }
         | Error::WrongCluster { .. }
         | Error::NotFound { .. }
+        | Error::AlreadyExists { .. }
         | Error::Conflict { .. }
         | Error::Protocol { .. } => StoreError::Refused(text),
         _ => StoreError::Unreachable(text),

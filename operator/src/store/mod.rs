@@ -4,5 +4,5 @@
 mod interface;
 mod live;
 
-pub use interface::{Change, Health, Store, StoreError, View};
+pub use interface::{Change, Health, KeyspaceStore, Store, StoreError, View};
 pub use live::LiveStore;

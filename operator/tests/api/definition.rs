@@ -61,11 +61,9 @@ pub(crate) async fn install_one(client: &Client, definition: &Value) {
         };
         assert!(!holds("NonStructuralSchema"), "{conditions:?}");
         // The condition becomes true a moment before the resource is served.
-        let served = holds("Established")
-            && raw::get(client, "/apis/shardkv.io/v1alpha1/shardkvclusters")
-                .await
-                .status
-                == 200;
+        let plural = definition["spec"]["names"]["plural"].as_str().unwrap();
+        let resources = format!("/apis/shardkv.io/v1alpha1/{plural}");
+        let served = holds("Established") && raw::get(client, &resources).await.status == 200;
         if served {
             return;
         }
@@ -244,6 +242,7 @@ fn edges(Bounded { path, schema }: &Bounded) -> (Vec<Value>, Vec<Value>) {
         let item = match path.last().unwrap().as_str() {
             "imagePullSecrets" => json!({"name": "secret"}),
             "tolerations" => json!({"operator": "Exists"}),
+            "keyspaceNamespaces" => json!("team-a"),
             _ => {
                 json!({"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"})
             }

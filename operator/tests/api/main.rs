@@ -24,6 +24,7 @@ mod world;
 mod crashes;
 mod definition;
 mod deletion;
+mod keyspaces;
 mod lease;
 mod namespaces;
 mod objects;

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::apiserver::{ADMIN, ApiServer};
 use crate::definition::{install, namespace};
+use crate::keyspaces::Orders;
 use crate::objects::{documents, path_of, root};
 use crate::raw;
 use crate::rounds::small;
@@ -310,6 +311,17 @@ async fn run_transitions(server: &ApiServer, admin: &Client, token: &str) {
         .patch_spec(&json!({"groups": 1, "podDisruptionBudget": {"enabled": false}}))
         .await;
     world.settle().await;
+    let orders = Orders::new(
+        &world,
+        &json!({"clusterRef": {"name": "demo"}, "deletionPolicy": "Delete"}),
+    )
+    .await;
+    while orders.resource().await.unwrap()["status"]["id"].is_null() {
+        orders.round(&mut world).await;
+    }
+    orders.delete().await;
+    orders.round(&mut world).await;
+    assert!(orders.resource().await.is_none());
     // The operator reads a lost object by its name.
     let options = world.options();
     for (plural, suffix) in [("configmaps", options.as_str()), ("services", "client")] {

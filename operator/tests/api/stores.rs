@@ -19,6 +19,7 @@ use shardkv_operator::validate::Cluster;
 use types::{Cut, Gid, Incarnation, JournalId, LogTime, MAX_CUTS, ShardConfig, ShardId};
 
 use crate::faults::FaultInjector;
+use crate::keyspaces::Keyspaces;
 
 /// The store of one cluster.
 pub(crate) struct Model {
@@ -38,6 +39,8 @@ pub(crate) struct Model {
     pub(crate) unproven: String,
     /// Problems that nodes report.
     pub(crate) troubles: BTreeMap<Component, BTreeMap<String, String>>,
+    /// The keyspaces.
+    pub(crate) keyspaces: Keyspaces,
 }
 
 impl Model {
@@ -65,6 +68,7 @@ impl Model {
             frozen: false,
             unproven: String::new(),
             troubles: BTreeMap::new(),
+            keyspaces: Keyspaces::default(),
         }
     }
 
@@ -274,7 +278,7 @@ impl Model {
         }
     }
 
-    fn answers(&self) -> Result<(), StoreError> {
+    pub(crate) fn answers(&self) -> Result<(), StoreError> {
         if self.unreachable || !self.up.contains(&Component::Controller) {
             return Err(StoreError::Unreachable("no node answers".to_owned()));
         }

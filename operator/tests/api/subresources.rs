@@ -124,7 +124,13 @@ async fn the_resource_has_a_short_name_and_the_category_all() {
     assert_eq!(names[0]["categories"], json!(["all"]));
     assert_eq!(names[0]["namespaced"], true);
     let others: Vec<_> = names[1..].iter().map(|it| it["name"].clone()).collect();
-    assert_eq!(others, ["shardkvclusters/status", "shardkvclusters/scale"]);
+    let keyspaces = ["shardkvkeyspaces", "shardkvkeyspaces/status"];
+    assert_eq!(
+        others[..2],
+        ["shardkvclusters/status", "shardkvclusters/scale"]
+    );
+    assert_eq!(others[2..], keyspaces);
+    assert_eq!(names[3]["shortNames"], json!(["skvks"]));
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ pub(crate) struct World {
     admin_config: Config,
     /// Credentials of the operator.
     config: Config,
-    context: Arc<Context<FakeStore>>,
+    pub(crate) context: Arc<Context<FakeStore>>,
     /// The cluster in the last round.
     cluster: Option<Cluster>,
     watch: Watch,
