@@ -37,21 +37,25 @@ func accompany(m *member, cli string) error {
 	return nil
 }
 
-// create creates the keyspace. A restarted member finds it.
+// create creates the keyspace. A restarted member finds it. A new group refuses keyspaces until its feature level has risen, which
+// takes a moment.
 func create(m *member, cli string) error {
 	args := []string{"--endpoints", m.address, "keyspace", "create", keyspace}
 	if m.quota > 0 {
 		args = append(args, "--quota", fmt.Sprint(m.quota))
 	}
-	output, err := exec.Command(cli, args...).CombinedOutput()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == exists {
-		return nil
+	late := time.Now().Add(patience)
+	for {
+		output, err := exec.Command(cli, args...).CombinedOutput()
+		var exit *exec.ExitError
+		if err == nil || errors.As(err, &exit) && exit.ExitCode() == exists {
+			return nil
+		}
+		if time.Now().After(late) {
+			return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, output)
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
-	if err != nil {
-		return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, output)
-	}
-	return nil
 }
 
 // answers waits until a URL answers with status 200.

@@ -45,7 +45,12 @@ func run(args []string) error {
 		return err
 	}
 	if os.Getenv(companionVariable) != "" {
-		return accompany(member, filepath.Join(programs, "shardkv"))
+		if err := accompany(member, filepath.Join(programs, "shardkv")); err != nil {
+			// A node that never gets ready would leave its test waiting for ever.
+			syscall.Kill(os.Getppid(), syscall.SIGKILL)
+			return err
+		}
+		return nil
 	}
 	companion := exec.Command("/proc/self/exe", args...)
 	companion.Env = append(os.Environ(), companionVariable+"=1")
