@@ -29,9 +29,15 @@ pub trait StateMachine: Send {
     }
 
     /// Returns the most work that applying the operation may take, beside that of its bytes: see
-    /// [`Options::max_apply_work`](crate::Options::max_apply_work). It is 0 for operations that are bounded by their bytes, as those of most
-    /// machines are.
-    fn most_work(&self, _operation: &Bytes) -> u64 {
+    /// [`Options::max_apply_work`](crate::Options::max_apply_work). It is 0 for operations that are bounded by their bytes. A value
+    /// that an operation reads or makes has at most `max_value_bytes`.
+    fn most_work(&self, _operation: &Bytes, _max_value_bytes: u32) -> u64 {
+        0
+    }
+
+    /// Returns the bytes that the answer to a query takes in memory. The replica answers only as many queries in a poll as its work
+    /// allows.
+    fn answer_bytes(&self, _response: &Self::Response) -> usize {
         0
     }
 

@@ -170,7 +170,7 @@ impl PendingWrites {
 pub(crate) struct PendingReads<Q> {
     queued: Vec<(RequestId, Q)>,
     asked: VecDeque<(ReadTicket, Vec<(RequestId, Q)>)>,
-    granted: VecDeque<(Index, Vec<(RequestId, Q)>)>,
+    granted: VecDeque<(Index, (RequestId, Q))>,
     count: usize,
 }
 
@@ -211,18 +211,22 @@ impl<Q> PendingReads<Q> {
     /// Records that a quorum confirmed all reads up to `ticket`, which may be answered once `index` is applied.
     pub(crate) fn grant(&mut self, ticket: ReadTicket, index: Index) {
         while let Some((_, reads)) = self.asked.pop_front_if(|(asked, _)| *asked <= ticket) {
-            self.granted.push_back((index, reads));
+            self.granted
+                .extend(reads.into_iter().map(|read| (index, read)));
         }
     }
 
-    /// Takes the reads that may be answered from a state that has applied the entries up to `applied`.
-    pub(crate) fn take_answerable(&mut self, applied: Index) -> Vec<(RequestId, Q)> {
-        let mut reads = Vec::new();
-        while let Some((_, more)) = self.granted.pop_front_if(|(index, _)| *index <= applied) {
-            reads.extend(more);
-        }
-        self.count -= reads.len();
-        reads
+    /// Takes the next read that may be answered from a state that has applied the entries up to `applied`.
+    pub(crate) fn next_answerable(&mut self, applied: Index) -> Option<(RequestId, Q)> {
+        let (_, read) = self.granted.pop_front_if(|(index, _)| *index <= applied)?;
+        self.count -= 1;
+        Some(read)
+    }
+
+    /// Returns true if a read may be answered from a state that has applied the entries up to `applied`.
+    pub(crate) fn is_answerable(&self, applied: Index) -> bool {
+        let next = self.granted.front();
+        next.is_some_and(|(index, _)| *index <= applied)
     }
 
     /// Takes the reads that no quorum confirmed, because leadership was lost.
@@ -241,12 +245,7 @@ impl<Q> PendingReads<Q> {
     /// Takes all reads.
     pub(crate) fn take_all(&mut self) -> Vec<RequestId> {
         let mut failed = self.take_failed();
-        failed.extend(
-            self.granted
-                .drain(..)
-                .flat_map(|(_, reads)| reads)
-                .map(|(request, _)| request),
-        );
+        failed.extend(self.granted.drain(..).map(|(_, (request, _))| request));
         self.count = 0;
         failed
     }

@@ -18,6 +18,7 @@ use crate::kept_log::KeptLog;
 use crate::pending::{PendingReads, PendingWrites, by_index_only};
 use crate::snapshots::Snapshots;
 use crate::upkeep::Upkeep;
+use crate::work::{LOOKUP_WORK, work_of_bytes};
 use crate::{
     Answer, Applied, Options, Outlet, Refusal, Request, RequestId, StateMachine, StateStore, Status,
 };
@@ -166,7 +167,9 @@ impl<M: StateMachine> Replica<M> {
                     self.finished.push((id, Ok(Answer::Machine(refusal))));
                     return Ok(());
                 }
-                let work = self.machine.most_work(&operation);
+                let work = self
+                    .machine
+                    .most_work(&operation, self.options.max_value_bytes);
                 self.writes.push(id, operation, work, &self.options)
             }
             Request::Read(query) | Request::ReadLocal(query) => {
@@ -288,14 +291,19 @@ impl<M: StateMachine> Replica<M> {
             let response = self.machine.query(&query, &*self.state)?;
             outlet.answer(id, Ok(Answer::Machine(response)));
         }
-        self.retry_write(outlet)?;
-        self.notice_leadership(outlet);
         self.work_left = self.options.max_apply_work;
+        if let Err(full) = self.retry_write(outlet) {
+            // What is committed needs no room in the log, and its clients wait.
+            self.apply_waiting(outlet)?;
+            return Err(full);
+        }
+        self.notice_leadership(outlet);
         for _ in 0..MAX_ROUNDS {
             self.propose();
             self.ask_to_read();
             self.pump_snapshots()?;
-            if !self.raft.needs_poll() && self.unapplied.is_empty() {
+            let answerable = self.reads.is_answerable(self.applied.last.index);
+            if !self.raft.needs_poll() && self.unapplied.is_empty() && !answerable {
                 break;
             }
             self.round(outlet)?;
@@ -325,12 +333,17 @@ impl<M: StateMachine> Replica<M> {
             self.snapshots.want(node);
         }
         self.unapplied.extend(ready.committed);
+        self.apply_waiting(outlet)?;
+        self.raft.hold_committed(!self.unapplied.is_empty());
+        written
+    }
+
+    /// Applies entries that wait and answers reads, until this poll's work is done.
+    fn apply_waiting(&mut self, outlet: &mut dyn Outlet<M::Response>) -> Result<(), StoreError> {
         if !self.unapplied.is_empty() {
             self.apply(outlet)?;
         }
-        self.raft.hold_committed(!self.unapplied.is_empty());
-        self.answer_reads(outlet)?;
-        written
+        self.answer_reads(outlet)
     }
 
     fn write(
@@ -442,9 +455,17 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
+    /// Answers the reads that are confirmed, until this poll's work is done. The rest waits for the next poll.
     fn answer_reads(&mut self, outlet: &mut dyn Outlet<M::Response>) -> Result<(), StoreError> {
-        for (id, query) in self.reads.take_answerable(self.applied.last.index) {
+        let bounded = !self.options.bugs.has(Bug::ApplyWithoutBudget);
+        while self.work_left > 0 || !bounded {
+            let Some((id, query)) = self.reads.next_answerable(self.applied.last.index) else {
+                break;
+            };
             let response = self.machine.query(&query, &*self.state)?;
+            let bytes = self.machine.answer_bytes(&response);
+            let work = LOOKUP_WORK + work_of_bytes(bytes as u64);
+            self.work_left = self.work_left.saturating_sub(work);
             outlet.answer(id, Ok(Answer::Machine(response)));
         }
         Ok(())
@@ -502,7 +523,8 @@ impl<M: StateMachine> Replica<M> {
             || !blocked
                 && (self.raft.needs_poll()
                     || self.snapshots.has_work()
-                    || !self.unapplied.is_empty())
+                    || !self.unapplied.is_empty()
+                    || self.reads.is_answerable(self.applied.last.index))
     }
 
     /// Makes the state durable for an orderly stop. Refuses all pending and all later requests with `Stopping`. Fails with the error

@@ -165,10 +165,17 @@ impl StateMachine for Machine {
         }
     }
 
-    fn most_work(&self, operation: &Bytes) -> u64 {
+    fn most_work(&self, operation: &Bytes, max_value_bytes: u32) -> u64 {
         match self {
-            Self::Shards(machine) => machine.most_work(operation),
-            Self::Controller(machine) => machine.most_work(operation),
+            Self::Shards(machine) => machine.most_work(operation, max_value_bytes),
+            Self::Controller(machine) => machine.most_work(operation, max_value_bytes),
+        }
+    }
+
+    fn answer_bytes(&self, response: &Response) -> usize {
+        match (self, response) {
+            (Self::Shards(machine), Response::Shards(response)) => machine.answer_bytes(response),
+            _ => 0,
         }
     }
 

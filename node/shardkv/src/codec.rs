@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use replica::session::SessionRef;
+use replica::{LOOKUP_WORK, WRITE_WORK, work_of_bytes};
 use types::{DecodeError, Reader, Writer};
 
 use crate::encoding::{VERSION, known};
@@ -15,6 +16,8 @@ const PUT: u8 = 1;
 const APPEND: u8 = 2;
 const DELETE: u8 = 3;
 const COMPARE_AND_SWAP: u8 = 4;
+/// More than the work of a write beside its value: the key, the journal, and sessions that are forgotten.
+const SIDE_WORK: u64 = 256;
 
 /// An upper bound of a command's bytes beside its keys and values.
 const OVERHEAD_BYTES: usize = 80;
@@ -81,6 +84,18 @@ impl Command {
             }
         }
         out.finish()
+    }
+
+    /// Returns the most work of an encoded operation, beside that of its bytes: a write may read a value, or make a larger one, that
+    /// isn't in the log. 0 for other operations.
+    pub(crate) fn most_work(operation: &Bytes, max_value_bytes: u32) -> u64 {
+        let value = work_of_bytes(max_value_bytes.into());
+        let (read, write) = (LOOKUP_WORK + value, WRITE_WORK + value);
+        match operation.get(1) {
+            Some(&APPEND) => read + write + SIDE_WORK,
+            Some(&DELETE | &COMPARE_AND_SWAP) => read + SIDE_WORK,
+            _ => 0,
+        }
     }
 
     /// Decodes the output of [`Command::encode`]. Keys and values share the input's memory.

@@ -180,8 +180,18 @@ impl StateMachine for ShardKv {
         self.clocks.greatest()
     }
 
-    fn most_work(&self, operation: &Bytes) -> u64 {
-        keyspaces::operation_in(operation).map_or(0, keyspace::Operation::most_work)
+    fn most_work(&self, operation: &Bytes, max_value_bytes: u32) -> u64 {
+        keyspaces::operation_in(operation).map_or_else(
+            || Command::most_work(operation, max_value_bytes),
+            keyspace::Operation::most_work,
+        )
+    }
+
+    fn answer_bytes(&self, response: &Response) -> usize {
+        match response {
+            Response::Value(Some(value)) => value.len(),
+            _ => 0,
+        }
     }
 
     fn upkeep(&mut self, now: LogTime) -> Option<Bytes> {

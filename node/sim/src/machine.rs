@@ -151,10 +151,17 @@ impl StateMachine for Machine {
         }
     }
 
-    fn most_work(&self, operation: &Bytes) -> u64 {
+    fn most_work(&self, operation: &Bytes, max_value_bytes: u32) -> u64 {
         match self {
-            Self::Kv(machine) => machine.most_work(operation),
-            Self::Ctrl(machine) => machine.most_work(operation),
+            Self::Kv(machine) => machine.most_work(operation, max_value_bytes),
+            Self::Ctrl(machine) => machine.most_work(operation, max_value_bytes),
+        }
+    }
+
+    fn answer_bytes(&self, response: &Reply) -> usize {
+        match (self, response) {
+            (Self::Kv(machine), Reply::Kv(response)) => machine.answer_bytes(response),
+            _ => 0,
         }
     }
 

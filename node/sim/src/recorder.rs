@@ -141,8 +141,12 @@ impl StateMachine for Recorder {
         self.inner.refuse_early(operation)
     }
 
-    fn most_work(&self, operation: &Bytes) -> u64 {
-        self.inner.most_work(operation)
+    fn most_work(&self, operation: &Bytes, max_value_bytes: u32) -> u64 {
+        self.inner.most_work(operation, max_value_bytes)
+    }
+
+    fn answer_bytes(&self, response: &Reply) -> usize {
+        self.inner.answer_bytes(response)
     }
 
     fn min_birth(&self) -> LogTime {
@@ -176,7 +180,7 @@ impl StateMachine for Recorder {
         journal.push(AppliedOperation {
             entry: at.entry,
             work: state.work() - before,
-            most_work: self.inner.most_work(&operation),
+            most_work: self.inner.most_work(&operation, at.max_value_bytes),
             digest: digest(&operation) ^ at.time.0.rotate_left(20) ^ u64::from(at.max_value_bytes),
             operation,
             response: comparable(response.clone()),

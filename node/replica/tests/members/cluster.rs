@@ -23,7 +23,7 @@ pub(crate) const TICKS_PER_SECOND: usize = 100;
 
 /// A state machine that puts a value of the given number of bytes at a key: operations are `key=bytes`. It can be one of
 /// an older version that can't read what a newer one wrote at the key `newer`. Operations on keys that begin with `slow` make
-/// [`SLOW_LOOKUPS`] lookups.
+/// [`SLOW_LOOKUPS`] lookups. Queries read the key `big`.
 #[derive(Default)]
 pub(crate) struct Map {
     pub(crate) is_old: bool,
@@ -41,8 +41,9 @@ pub(crate) struct Seen {
     /// The keys of operations whose answers are awaited, and of all others.
     pub(crate) awaited: Vec<Bytes>,
     pub(crate) unawaited: Vec<Bytes>,
-    /// The number of operations of each entry.
+    /// The number of operations of each entry, and of those on keys that begin with `slow`.
     pub(crate) operations: BTreeMap<EntryId, usize>,
+    pub(crate) slow: BTreeMap<EntryId, usize>,
     /// The counted work of each poll.
     pub(crate) polls: Vec<u64>,
 }
@@ -53,7 +54,7 @@ impl StateMachine for Map {
     type Query = ();
     type Response = Bytes;
 
-    fn most_work(&self, operation: &Bytes) -> u64 {
+    fn most_work(&self, operation: &Bytes, _: u32) -> u64 {
         let lookups = u64::from(operation.starts_with(b"slow")) * SLOW_LOOKUPS;
         lookups * replica::LOOKUP_WORK
     }
@@ -76,6 +77,7 @@ impl StateMachine for Map {
         seen.feature_level = at.feature_level;
         *seen.operations.entry(at.entry).or_default() += 1;
         if operation.starts_with(b"slow") {
+            *seen.slow.entry(at.entry).or_default() += 1;
             for _ in 0..SLOW_LOOKUPS {
                 state.get(Table::Data, b"slow")?;
             }
@@ -103,8 +105,16 @@ impl StateMachine for Map {
         Ok(())
     }
 
-    fn query(&self, (): &(), _: &dyn StateReader) -> Result<Bytes, StoreError> {
-        Ok(Bytes::new())
+    fn answer_bytes(&self, response: &Bytes) -> usize {
+        response.len()
+    }
+
+    fn query(&self, (): &(), state: &dyn StateReader) -> Result<Bytes, StoreError> {
+        let value = state.get(Table::Data, b"big")?.unwrap_or_default();
+        if let Some(work) = self.seen.lock().unwrap().polls.last_mut() {
+            *work += replica::LOOKUP_WORK + replica::work_of_bytes(value.len() as u64);
+        }
+        Ok(value)
     }
 }
 

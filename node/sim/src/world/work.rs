@@ -21,7 +21,7 @@ pub(super) fn check_work(
             let what = format!("{node} had done {before} of {limit} when it began another entry");
             return broken("a poll ends when its work is done", what);
         }
-        // Operations of the flat map are bounded by their bytes.
+        // Other operations are bounded by their bytes.
         let bounded = |operation: &&AppliedOperation| operation.most_work > 0;
         for operation in entry.iter().filter(bounded) {
             let (work, most) = (operation.work, operation.most_work);
