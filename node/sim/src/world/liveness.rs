@@ -22,6 +22,8 @@ use crate::violation::{Checked, Violation};
 
 /// The longest time of the recovery, without the part that [`World::recovery`] adds.
 const RECOVERY_LIMIT: Micros = 10 * SECOND;
+/// The longest time in which a shard's rows of keyspaces move.
+const ROWS_LIMIT: Micros = 10 * SECOND;
 /// The interval between two checks of the recovery.
 const CHECK_INTERVAL: Micros = 50 * MILLI;
 /// The time for which clients start operations after the faults end.
@@ -244,13 +246,15 @@ impl World {
 
     /// Returns the time limit of the recovery: ten seconds, and the longest pause of a mover for each configuration
     /// that some group had not settled when the faults ended. A shard may have to walk through all of these, from group
-    /// to group, and at each step the next mover may just have begun a pause.
+    /// to group, and at each step the next mover may just have begun a pause. Keyspaces add a time: their shards have hundreds of
+    /// rows, and where parts are small, each row takes a round of the log.
     fn recovery(&self) -> Micros {
         let pause = self.scenario.cluster.as_ref();
         let pause = pause.map_or(0, |cluster| {
             Micros::from(cluster.mover.max_retry_ms) * MILLI
         });
-        RECOVERY_LIMIT + pause * self.unsettled_configs
+        let rows = self.scenario.keyspaces.as_ref().map_or(0, |_| ROWS_LIMIT);
+        RECOVERY_LIMIT + rows + pause * self.unsettled_configs
     }
 
     /// Requests the next membership change, as the administrator, that makes a host of `group` a voter. Where volumes came back or were
