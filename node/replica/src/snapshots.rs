@@ -347,6 +347,7 @@ impl<M: StateMachine> Replica<M> {
         let reset = self.raft.install(meta);
         // The snapshot has all of them.
         self.unapplied.clear();
+        self.raft.hold_committed(false);
         self.machine.reload(&*self.state)?;
         self.applied = self.state.applied();
         self.comparing.forget_state();
