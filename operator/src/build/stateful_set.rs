@@ -292,8 +292,10 @@ fn environment(cluster: &Cluster, part: Component) -> Vec<EnvVar> {
         set("LOG_FORMAT", "json".to_owned()),
         set("PEERS", names::addresses(cluster, part).join(",")),
         set("SHARDS", cluster.shards.to_string()),
-        // A client of etcd that dials one of these means no keyspace by it.
+        // A client of etcd that dials one of these means no keyspace by it, and gets none: two API servers that are configured by the
+        // address of the cluster must not share a store by accident.
         set("SERVICE_NAMES", names::services(cluster, part).join(",")),
+        set("FALLBACK_KEYSPACE", "none".to_owned()),
     ];
     match part {
         Component::Controller => variables.push(set("ROLE", "controller".to_owned())),

@@ -187,7 +187,7 @@ fn nodes_take_the_options_of_the_pods() {
     let cluster = validate(&resource).unwrap();
     let file = cluster.spec.options.file();
     assert_eq!(file.lines().count(), 1 + 18, "everything.yaml sets all");
-    for (part, count) in [(Component::Controller, 10), (Component::Group(1), 12)] {
+    for (part, count) in [(Component::Controller, 11), (Component::Group(1), 13)] {
         let set = stateful_set::build(&cluster, part, None);
         let pod = set.spec.unwrap().template.spec.unwrap();
         let variables = pod.containers[0].env.clone().unwrap();
