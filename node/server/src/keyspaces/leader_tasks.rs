@@ -96,9 +96,13 @@ impl LeaderTasks {
                 let changed = [terms.has_changed(), owned.has_changed()];
                 changed.iter().all(|changed| matches!(changed, Ok(false)))
             };
-            while !queue.is_empty() && unchanged() {
+            // At least one turn: shards may come and go all the time.
+            while !queue.is_empty() {
                 if self.load_turn(term, &mut queue).await.is_err() {
                     sleep(PAUSE).await;
+                }
+                if !unchanged() {
+                    break;
                 }
             }
             let complete =
