@@ -104,6 +104,9 @@ pub struct Limits {
     pub max_scans: usize,
     pub max_scan_bytes: usize,
     pub max_keyspace_read_bytes: usize,
+    pub max_keyspace_share_percent: u32,
+    pub max_keyspace_requests: usize,
+    pub max_keyspace_proposals: usize,
     pub max_exports: usize,
     pub max_watchers: usize,
 }
@@ -277,6 +280,9 @@ fn limits(values: &mut Values) -> Result<Limits, OptionError> {
         max_scans: values.number("max_scans", 1, 1 << 20)?,
         max_scan_bytes: values.number("max_scan_bytes", 1 << 20, 1 << 40)?,
         max_keyspace_read_bytes: keyspaces::max_read_bytes(values)?,
+        max_keyspace_share_percent: values.number("max_keyspace_share_percent", 1, 100)?,
+        max_keyspace_requests: values.number("max_keyspace_requests", 1, 1 << 24)?,
+        max_keyspace_proposals: values.number("max_keyspace_proposals", 1, 1 << 24)?,
         max_exports: values.number("max_exports", 1, 1_024)?,
         max_watchers: values.number("max_watchers", 1, 1 << 20)?,
     };

@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use types::MAX_GROUPS;
 
 use crate::budget::Budget;
+use crate::keyspaces::budgets::KeyspaceShares;
 use crate::options::{Limits, MIN_PAGE_WINDOW_BYTES};
 use crate::page_budget::{PageBudget, PageShare};
 
@@ -27,16 +28,8 @@ pub(crate) struct Admission {
     pub(crate) relayed_pages: PageBudget,
     /// The budget of pages that scans over all groups hold, one of each group, until they are merged.
     pub(crate) merged_pages: PageBudget,
-    /// The budget of answers to reads of single keys of keyspaces.
-    pub(crate) points: PageBudget,
-    /// The budget of answers to ranges of keyspaces.
-    pub(crate) ranges: PageBudget,
-    /// The budget of pairs in the answers to writes to keyspaces.
-    pub(crate) write_answers: PageBudget,
-    /// The budget of answers of other nodes about keyspaces.
-    pub(crate) relayed_ranges: PageBudget,
-    /// The most bytes of the answer to one range.
-    pub(crate) max_range_bytes: usize,
+    /// What keyspaces share.
+    pub(crate) keyspaces: KeyspaceShares,
     /// The window of HTTP/2 of a stream of pages from another node, which a node may fill before anything is read.
     pub(crate) page_window_bytes: u32,
     scans: Arc<Semaphore>,
@@ -60,11 +53,7 @@ impl Admission {
             pages: PageBudget::new(limits.max_scan_bytes, patience),
             relayed_pages: PageBudget::new(limits.max_scan_bytes, patience),
             merged_pages: PageBudget::new(limits.max_scan_bytes, patience),
-            points: PageBudget::new(limits.max_keyspace_read_bytes / 4, patience),
-            ranges: PageBudget::new(limits.max_keyspace_read_bytes, patience),
-            write_answers: PageBudget::new(limits.max_keyspace_read_bytes, patience),
-            relayed_ranges: PageBudget::new(limits.max_keyspace_read_bytes, patience),
-            max_range_bytes: limits.max_keyspace_read_bytes / 2,
+            keyspaces: KeyspaceShares::new(limits, patience),
             page_window_bytes: page_window_bytes(limits),
             scans: Arc::new(Semaphore::new(limits.max_scans)),
             relayed_scans: Arc::new(Semaphore::new(limits.max_scans)),
@@ -175,6 +164,9 @@ pub(crate) fn limits() -> Limits {
         max_scans: 1,
         max_scan_bytes: 1,
         max_keyspace_read_bytes: 1,
+        max_keyspace_share_percent: 66,
+        max_keyspace_requests: 1,
+        max_keyspace_proposals: 1,
         max_exports: 1,
         max_watchers: 2,
     }

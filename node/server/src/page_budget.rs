@@ -11,6 +11,8 @@ use api::v1::ErrorDetail;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use crate::keyspaces::shares::Share;
+
 /// The unit in which bytes are counted, because a semaphore counts in 32 bits.
 const UNIT_BYTES: usize = 1 << 10;
 /// The time after which a refused client should try again, in milliseconds.
@@ -25,9 +27,20 @@ pub(crate) struct PageBudget {
     patience: Duration,
 }
 
-/// A page's share of the budget, given back on drop.
+/// A page's share of a budget, given back on drop.
 #[derive(Debug)]
-pub(crate) struct PageShare(OwnedSemaphorePermit);
+pub(crate) enum PageShare {
+    /// Of a [`PageBudget`].
+    Pages(OwnedSemaphorePermit),
+    /// Of a budget that keyspaces share.
+    Keyspace(Share),
+}
+
+impl From<Share> for PageShare {
+    fn from(share: Share) -> Self {
+        Self::Keyspace(share)
+    }
+}
 
 impl PageBudget {
     /// Creates a budget. A page waits for its share for at most `patience`.
@@ -46,7 +59,7 @@ impl PageBudget {
         let wanted = units(bytes).min(self.total);
         let taken = Arc::clone(&self.units).acquire_many_owned(wanted);
         match timeout(self.patience, taken).await {
-            Ok(Ok(permit)) => Ok(PageShare(permit)),
+            Ok(Ok(permit)) => Ok(PageShare::Pages(permit)),
             _ => Err(errors::overloaded(
                 "bytes of pages that clients have not fetched",
                 self.max_bytes as u64,
@@ -59,7 +72,7 @@ impl PageBudget {
     pub(crate) fn take_now(&self, bytes: usize) -> Option<PageShare> {
         let wanted = units(bytes).min(self.total);
         let taken = Arc::clone(&self.units).try_acquire_many_owned(wanted);
-        taken.ok().map(PageShare)
+        taken.ok().map(PageShare::Pages)
     }
 
     /// Returns the bytes of the shares that are taken.
@@ -72,8 +85,13 @@ impl PageBudget {
 impl PageShare {
     /// Gives back what a page of `bytes` doesn't need.
     pub(crate) fn shrink(&mut self, bytes: usize) {
-        let surplus = self.0.num_permits().saturating_sub(units(bytes) as usize);
-        drop(self.0.split(surplus));
+        match self {
+            Self::Pages(permit) => {
+                let surplus = permit.num_permits().saturating_sub(units(bytes) as usize);
+                drop(permit.split(surplus));
+            }
+            Self::Keyspace(share) => share.shrink(bytes),
+        }
     }
 }
 

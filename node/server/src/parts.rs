@@ -309,6 +309,7 @@ impl Parts {
             readers: readers(store::READ_KIND),
             long_readers: readers(store::LONG_READ_KIND),
             known: Known::default(),
+            admission: Arc::clone(&self.admission),
             limits: self.keyspace_limits(),
         };
         let Options {

@@ -3,6 +3,7 @@
 //! The replica's thread tells [`Followers`] what each round has changed, after the commit and before the answers go out. So
 //! whoever was answered finds the change in the feeds and timers.
 
+pub(crate) mod budgets;
 pub(crate) mod clearing;
 mod compaction;
 mod expiry;
@@ -10,6 +11,7 @@ pub(crate) mod hub;
 pub(crate) mod leader_tasks;
 pub(crate) mod lessor;
 mod loading;
+pub(crate) mod shares;
 pub(crate) mod waiters;
 
 use std::sync::Arc;

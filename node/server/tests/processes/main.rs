@@ -39,6 +39,7 @@ mod faults;
 mod joins;
 mod keyspace_admin;
 mod keyspace_faults;
+mod keyspace_shares;
 mod keyspaces;
 mod lifecycle;
 mod logs;

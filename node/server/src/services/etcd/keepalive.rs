@@ -10,7 +10,6 @@ use changes::Renewal;
 use futures::{FutureExt as _, StreamExt as _};
 use keyspace::LeaseId;
 use pb::lease_client::LeaseClient;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tonic::Streaming;
 
@@ -22,12 +21,11 @@ use super::status::Failure;
 use super::store::{Found, Freshness};
 use super::streams::{Opened, Over, status_of, stopped};
 use crate::forward::StreamKind;
+use crate::keyspaces::shares::Share;
 use crate::keyspaces::waiters::Waiting;
 use crate::page_budget::PageBudget;
 use crate::services::pages::Pages;
 
-/// The most streams of renewals of a node.
-const MAX_STREAMS: usize = 20_000;
 /// The most renewals that share a proof of leadership.
 const MAX_BATCH: usize = 256;
 
@@ -36,7 +34,6 @@ pub(crate) struct KeepAlives {
     etcd: Arc<EtcdServices>,
     /// The budget of large answers, of which no renewal has one.
     answers: Arc<PageBudget>,
-    streams: Arc<Semaphore>,
     election_timeout: Duration,
     patience: Duration,
 }
@@ -52,7 +49,6 @@ impl KeepAlives {
         Self {
             etcd,
             answers,
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             election_timeout,
             patience,
         }
@@ -68,9 +64,8 @@ pub(super) async fn open(
     requests: Requests,
 ) -> Result<Pages<pb::LeaseKeepAliveResponse>, Failure> {
     let etcd = &streams.etcd;
-    let full = |_| errors::overloaded("streams of renewals", MAX_STREAMS as u64, 1_000);
-    let slot = Arc::clone(&streams.streams).try_acquire_owned();
-    let slot = slot.map_err(full)?;
+    let shares = &etcd.admission.keyspaces;
+    let slot = shares.renewal_streams.try_take(&call.keyspace, 1)?;
     let opened = etcd.open(
         call,
         StreamKind::Renewals,
@@ -136,7 +131,7 @@ struct KeepAliveStream {
 }
 
 impl KeepAliveStream {
-    async fn run(mut self, _slot: OwnedSemaphorePermit) {
+    async fn run(mut self, _slot: Share) {
         let streams = Arc::clone(&self.streams);
         let lifecycle = &streams.etcd.lifecycle;
         let requires = self.call.requires_leader;

@@ -7,13 +7,14 @@ use keyspace::{Answer, Txn, TxnAnswer, Write};
 use pb::kv_client::KvClient;
 use pb::kv_server::Kv;
 use prometheus_client::metrics::histogram::Histogram;
+use replica::PairReader;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use super::ranges::{self, RangeStream, ReadShare};
+use super::ranges::{self, RangeStream, Size};
 use super::serve::{Answered, Call, EtcdServices, Method};
 use super::status::Failure;
-use super::store::Freshness;
+use super::store::{Found, Freshness};
 use super::{answers, requests};
 use crate::convert::kv::mismatch;
 use crate::forward::Repeat;
@@ -100,7 +101,12 @@ fn pairs_of_op(op: &pb::RequestOp) -> usize {
     match &op.request {
         Some(Request::RequestRange(range)) if range.count_only => 0,
         Some(Request::RequestRange(range)) if range.range_end.is_empty() => ranges::POINT_BYTES,
-        Some(Request::RequestRange(_)) => MAX_WRITE_ANSWER_BYTES,
+        Some(Request::RequestRange(range)) => match usize::try_from(range.limit) {
+            Ok(pairs @ 1..) => pairs
+                .saturating_mul(ranges::POINT_BYTES)
+                .min(MAX_WRITE_ANSWER_BYTES),
+            _ => MAX_WRITE_ANSWER_BYTES,
+        },
         Some(Request::RequestPut(put)) => pairs_of_put(put),
         Some(Request::RequestDeleteRange(delete)) => pairs_of_delete(delete),
         Some(Request::RequestTxn(txn)) => pairs_of_txn(txn),
@@ -145,14 +151,15 @@ impl Method for RangeMethod {
         keyspace::check_range(&range)?;
         let keyspaces = &services.keyspaces;
         keyspaces.freshen(freshness).await?;
-        let share = ReadShare::take(&services.admission, ranges::is_small(&range)).await?;
-        let max_bytes = share.max_bytes;
-        let read = keyspaces.read(
-            &call.keyspace,
-            Freshness::Serializable,
-            move |reader, found| keyspace::range(reader, found.place, &range, max_bytes),
-        );
-        let (found, answer) = read.await?;
+        let size = ranges::size(&range);
+        let range = Arc::new(range);
+        let read = ranges::read(services, call, size, move |max_bytes| {
+            let range = Arc::clone(&range);
+            move |reader: &dyn PairReader, found: &Found| {
+                keyspace::range(reader, found.place, &range, max_bytes)
+            }
+        });
+        let (found, answer, share) = read.await?;
         let share = share.of(ranges::bytes_of(&answer.kvs));
         let header = keyspaces.header(found.record.cluster_id(), answer.revision);
         Ok(Answered {
@@ -212,7 +219,7 @@ impl Method for PutMethod {
     }
 }
 
-struct DeleteRangeMethod;
+pub(super) struct DeleteRangeMethod;
 
 impl Method for DeleteRangeMethod {
     type Request = pb::DeleteRangeRequest;
@@ -256,7 +263,7 @@ impl Method for DeleteRangeMethod {
     }
 }
 
-struct TxnMethod;
+pub(super) struct TxnMethod;
 
 impl TxnMethod {
     /// Reads a transaction that changes nothing, without the log.
@@ -268,14 +275,14 @@ impl TxnMethod {
     ) -> Result<Answered<pb::TxnResponse>, Failure> {
         let keyspaces = &services.keyspaces;
         keyspaces.freshen(freshness).await?;
-        let share = ReadShare::take(&services.admission, false).await?;
-        let (max_bytes, limits) = (share.max_bytes, keyspaces.limits);
-        let read = keyspaces.read(
-            &call.keyspace,
-            Freshness::Serializable,
-            move |reader, found| keyspace::read_txn(reader, found.place, &txn, &limits, max_bytes),
-        );
-        let (found, answer) = read.await?;
+        let (txn, limits) = (Arc::new(txn), keyspaces.limits);
+        let read = ranges::read(services, call, Size::Any, move |max_bytes| {
+            let txn = Arc::clone(&txn);
+            move |reader: &dyn PairReader, found: &Found| {
+                keyspace::read_txn(reader, found.place, &txn, &limits, max_bytes)
+            }
+        });
+        let (found, answer, share) = read.await?;
         let share = share.of(bytes_of(&answer));
         let header = keyspaces.header(found.record.cluster_id(), answer.revision);
         Ok(Answered {
@@ -409,6 +416,7 @@ impl Method for CompactMethod {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use pb::request_op::Request as Wire;
 
     use super::*;
@@ -430,6 +438,13 @@ mod tests {
                 ..pb::RangeRequest::default()
             }))
         };
+        let limited = |limit| {
+            op(Wire::RequestRange(pb::RangeRequest {
+                range_end: Bytes::from_static(b"x"),
+                limit,
+                ..pb::RangeRequest::default()
+            }))
+        };
         let (point, most) = (ranges::POINT_BYTES, MAX_WRITE_ANSWER_BYTES);
         let table = [
             (vec![put(false)], vec![], 0),
@@ -438,6 +453,9 @@ mod tests {
             (vec![put(false)], vec![range(b"")], point),
             (vec![put(true), range(b"")], vec![range(b"")], 2 * point),
             (vec![put(false)], vec![range(b"x")], most),
+            // A lock looks for its first owner.
+            (vec![put(false), limited(1)], vec![], point),
+            (vec![put(false), limited(i64::MAX)], vec![], most),
             (vec![put(true); 100], vec![], most),
             // It only reads, and takes its share where it reads.
             (vec![range(b"x")], vec![], 0),

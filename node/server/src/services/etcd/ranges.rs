@@ -8,15 +8,18 @@ use keyspace::{KeyValue, Range, Refusal, Span};
 use pb::range_request::{SortOrder, SortTarget};
 use prometheus_client::metrics::histogram::Histogram;
 use prost::Message as _;
+use raft::StoreError;
+use replica::PairReader;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::serve::{Answered, Call, EtcdServices, Method, SMALL_ANSWER_BYTES};
 use super::status::{self, Failure};
-use super::store::Freshness;
+use super::store::{Found, Freshness};
 use super::{answers, kv, requests};
-use crate::admission::Admission;
 use crate::forward::Repeat;
+use crate::keyspaces::budgets::KeyspaceShares;
+use crate::keyspaces::shares::Share;
 use crate::metrics::Metrics;
 use crate::page_budget::PageShare;
 use crate::services::pages::{PageSender, Pages, pages_of};
@@ -38,32 +41,42 @@ const GO_ON: &str = "begin again after the last key that arrived";
 /// The parts of a range.
 pub(crate) type RangeStream = Pages<pb::RangeStreamResponse>;
 
+/// The parts of the most bytes of a range that are tried, one after the other.
+const STEPS: [usize; 3] = [32, 4, 1];
+/// The weight of a range at the reader threads, compared to the read of a single key.
+const RANGE_WEIGHT: usize = 4;
+
+/// The size of the answer to a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    /// One pair at most.
+    Small,
+    /// A part of a range.
+    Part,
+    Any,
+}
+
 /// The memory that a read may take.
 pub(super) struct ReadShare {
-    share: PageShare,
+    share: Share,
     /// The most bytes that the read may keep.
-    pub(super) max_bytes: u64,
+    max_bytes: u64,
 }
 
 impl ReadShare {
     /// Takes the share of a read. One that finds few bytes for sure doesn't wait for those that may find many.
-    pub(super) async fn take(admission: &Admission, is_small: bool) -> Result<Self, Failure> {
-        Self::of_at_most(admission, is_small, admission.max_range_bytes).await
-    }
-
-    async fn of_at_most(
-        admission: &Admission,
-        is_small: bool,
-        max_bytes: usize,
+    async fn take(
+        shares: &KeyspaceShares,
+        keyspace: &str,
+        (size, max_bytes): (Size, usize),
     ) -> Result<Self, Failure> {
-        let (budget, bytes) = if is_small {
-            (&admission.points, POINT_BYTES)
-        } else {
-            (&admission.ranges, max_bytes.min(admission.max_range_bytes))
+        let budget = match size {
+            Size::Small => &shares.points,
+            Size::Part | Size::Any => &shares.ranges,
         };
         Ok(Self {
-            share: budget.take(bytes).await?,
-            max_bytes: bytes as u64,
+            share: budget.take(keyspace, max_bytes).await?,
+            max_bytes: max_bytes as u64,
         })
     }
 
@@ -73,13 +86,64 @@ impl ReadShare {
             return None;
         }
         self.share.shrink(answer_bytes);
-        Some(self.share)
+        Some(self.share.into())
     }
 }
 
-/// Returns true for a range whose answer has one pair at most.
-pub(super) fn is_small(range: &Range) -> bool {
-    range.count_only || matches!(range.span, Span::Key(_))
+/// Returns the size of the answer to a range.
+pub(super) fn size(range: &Range) -> Size {
+    if range.count_only || matches!(range.span, Span::Key(_)) {
+        Size::Small
+    } else {
+        Size::Any
+    }
+}
+
+/// Returns the bytes that a read tries to keep within, one after the other.
+fn steps(size: Size, max_range_bytes: usize) -> Vec<usize> {
+    match size {
+        Size::Small => vec![POINT_BYTES],
+        Size::Part => vec![MAX_PART_BYTES.min(max_range_bytes)],
+        Size::Any => STEPS.map(|part| max_range_bytes / part).to_vec(),
+    }
+}
+
+/// Reads a keyspace from the state here, and returns what was read with its share of the budget. `read` makes a read that keeps within so many bytes.
+/// It begins with few, so that one that finds little doesn't hold the room of others.
+pub(super) async fn read<T, F>(
+    services: &EtcdServices,
+    call: &Call,
+    size: Size,
+    read: impl Fn(u64) -> F + Send,
+) -> Result<(Found, T, ReadShare), Failure>
+where
+    T: Send + 'static,
+    F: FnOnce(&dyn PairReader, &Found) -> Result<Result<T, Refusal>, StoreError>
+        + Clone
+        + Send
+        + 'static,
+{
+    let (shares, name) = (&services.admission.keyspaces, &call.keyspace);
+    let weight = match size {
+        Size::Small => 1,
+        Size::Part | Size::Any => RANGE_WEIGHT,
+    };
+    let mut too_large = Failure::Refused(Refusal::TooManyRequests);
+    for max_bytes in steps(size, shares.max_range_bytes) {
+        let share = ReadShare::take(shares, name, (size, max_bytes)).await?;
+        let attempt = services.keyspaces.read_weighing(
+            weight,
+            name,
+            Freshness::Serializable,
+            read(share.max_bytes),
+        );
+        match attempt.await {
+            Ok((found, answer)) => return Ok((found, answer, share)),
+            Err(failure @ Failure::Refused(Refusal::TooManyRequests)) => too_large = failure,
+            Err(failure) => return Err(failure),
+        }
+    }
+    Err(too_large)
 }
 
 /// Returns the memory of an answer's pairs.
@@ -287,13 +351,16 @@ impl Method for PartMethod {
         }
         let range = requests::range(request)?;
         keyspace::check_range(&range)?;
-        let small = is_small(&range);
-        let share = ReadShare::of_at_most(&services.admission, small, MAX_PART_BYTES).await?;
-        let (name, max_bytes) = (&call.keyspace, share.max_bytes);
-        let read = keyspaces.read(name, Freshness::Serializable, move |reader, found| {
-            keyspace::range(reader, found.place, &range, max_bytes)
+        let small = size(&range) == Size::Small;
+        let size = if small { Size::Small } else { Size::Part };
+        let range = Arc::new(range);
+        let read = read(services, call, size, move |max_bytes| {
+            let range = Arc::clone(&range);
+            move |reader: &dyn PairReader, found: &Found| {
+                keyspace::range(reader, found.place, &range, max_bytes)
+            }
         });
-        let (found, answer) = read.await?;
+        let (found, answer, share) = read.await?;
         let share = share.of(bytes_of(&answer.kvs));
         let header = keyspaces.header(found.record.cluster_id(), answer.revision);
         Ok(Answered {
@@ -400,14 +467,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_part_takes_a_small_share_of_the_budget() {
+    async fn a_read_begins_with_few_bytes_and_a_part_takes_no_more() {
         let mut limits = crate::admission::limits();
         limits.max_keyspace_read_bytes = 256 << 20;
-        let admission = Admission::new(&limits, std::time::Duration::ZERO);
-        let share = ReadShare::of_at_most(&admission, false, MAX_PART_BYTES);
+        let shares = KeyspaceShares::new(&limits, std::time::Duration::ZERO);
+        let most = shares.max_range_bytes;
+        assert_eq!(steps(Size::Any, most), [4 << 20, 32 << 20, 128 << 20]);
+        assert_eq!(steps(Size::Part, most), [MAX_PART_BYTES]);
+        let share = ReadShare::take(&shares, "a", (Size::Any, most));
         let share = share.await.unwrap();
-        assert_eq!(share.max_bytes, MAX_PART_BYTES as u64);
-        assert!(admission.ranges.used() <= MAX_PART_BYTES);
+        assert_eq!(shares.ranges.used(), most, "the largest range has room");
+        let neighbours = ReadShare::take(&shares, "b", (Size::Any, 32 << 20)).await;
+        assert!(neighbours.is_ok());
+        drop((share, neighbours));
+        assert_eq!(shares.ranges.used(), 0);
     }
 
     #[test]
@@ -418,10 +491,10 @@ mod tests {
     #[test]
     fn only_single_keys_and_counts_are_small() {
         let key = Range::new(Span::Key("k".into()));
-        assert!(is_small(&key));
+        assert_eq!(size(&key), Size::Small);
         let mut all = Range::new(Span::From("k".into()));
-        assert!(!is_small(&all));
+        assert_eq!(size(&all), Size::Any);
         all.count_only = true;
-        assert!(is_small(&all));
+        assert_eq!(size(&all), Size::Small);
     }
 }

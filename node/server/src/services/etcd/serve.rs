@@ -151,9 +151,10 @@ impl EtcdServices {
         let Answered { answer, share } = answer.map_err(|failure| self.status(&call, failure))?;
         let mut response = Response::new(answer);
         if let Some(share) = share {
-            let unfetched = Unfetched::default();
-            unfetched.keep(Some(share));
-            response.extensions_mut().insert(Arc::new(unfetched));
+            let bytes = response.get_ref().encoded_len();
+            response
+                .extensions_mut()
+                .insert(Unfetched::answer(share, bytes));
         }
         Ok(response)
     }
@@ -173,7 +174,7 @@ impl EtcdServices {
     }
 
     /// Answers a call whose answer may be large once there is room for it.
-    async fn within_budget<M: Method>(
+    pub(super) async fn within_budget<M: Method>(
         &self,
         call: &Call,
         request: M::Request,
@@ -182,7 +183,8 @@ impl EtcdServices {
         if most == 0 {
             return self.answer::<M>(call, request).await;
         }
-        let mut share = self.admission.write_answers.take(most).await?;
+        let answers = &self.admission.keyspaces.write_answers;
+        let mut share = PageShare::from(answers.take(&call.keyspace, most).await?);
         let answered = self.answer::<M>(call, request).await?;
         share.shrink(answered.answer.encoded_len());
         Ok(Answered {
@@ -197,6 +199,8 @@ impl EtcdServices {
         call: &Call,
         request: M::Request,
     ) -> Result<Answered<M::Answer>, Failure> {
+        let shares = &self.admission.keyspaces;
+        let _share = shares.call(&call.keyspace, request.encoded_len())?;
         let routing = &self.keyspaces.routing;
         if routing.kind() == GroupKind::Controller {
             if call.forbidden {
@@ -261,7 +265,8 @@ impl EtcdServices {
         let size = answer.encoded_len();
         // A write was carried out, so its answer isn't refused: it has its share already.
         let share = if repeat != Repeat::Never && size > SMALL_ANSWER_BYTES {
-            Some(self.admission.relayed_ranges.take(size).await?)
+            let relayed = &self.admission.keyspaces.relayed_ranges;
+            Some(relayed.take(&call.keyspace, size).await?.into())
         } else {
             None
         };
@@ -281,6 +286,8 @@ impl EtcdServices {
     {
         let shard = self.keyspaces.shard(&call.keyspace)?;
         let name = name_of(call)?;
+        let relays = &self.admission.keyspaces.relays;
+        let _relay = relays.take(&call.keyspace, 1).await?;
         let ask = |channel, gid| {
             let mut outgoing = once_for(&self.forwarder, gid, ());
             let metadata = outgoing.metadata_mut();

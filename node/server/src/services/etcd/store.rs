@@ -22,6 +22,7 @@ use shardkv::{GroupKind, encode_keyspace_operation, read_keyspaces};
 use types::{ShardId, shard_of};
 
 use super::status::Failure;
+use crate::admission::Admission;
 use crate::convert::kv;
 use crate::forward::no_config;
 use crate::machine::{MachineRequest, MachineResult};
@@ -54,6 +55,7 @@ pub(crate) struct Keyspaces {
     /// For reads that take as long as the keyspace is large.
     pub(crate) long_readers: Readers,
     pub(crate) known: Known,
+    pub(crate) admission: Arc<Admission>,
     /// The limits that are stamped into each operation.
     pub(crate) limits: Limits,
 }
@@ -124,15 +126,33 @@ impl Keyspaces {
             + Send
             + 'static,
     {
+        self.read_weighing(1, name, freshness, read).await
+    }
+
+    /// As [`Keyspaces::read`], for a read that weighs more than that of a single key.
+    pub(crate) async fn read_weighing<T, F>(
+        &self,
+        weight: usize,
+        name: &str,
+        freshness: Freshness,
+        read: F,
+    ) -> Result<(Found, T), Failure>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn PairReader, &Found) -> Result<Result<T, Refusal>, StoreError>
+            + Clone
+            + Send
+            + 'static,
+    {
         if freshness == Freshness::Serializable {
-            match self.read_here(name, read.clone()).await {
+            match self.read_here(weight, name, read.clone()).await {
                 // A state that lags may not have it yet.
                 Err(Failure::Refused(Refusal::KeyspaceNotFound)) => {}
                 answer => return answer,
             }
         }
         self.replica.confirm().await?;
-        self.read_here(name, read).await
+        self.read_here(weight, name, read).await
     }
 
     /// Returns when the state here is as fresh as a read wants it. It may then read as
@@ -155,13 +175,21 @@ impl Keyspaces {
         self.read_with(&self.long_readers, name, read).await
     }
 
-    async fn read_here<T, F>(&self, name: &str, read: F) -> Result<(Found, T), Failure>
+    async fn read_here<T, F>(
+        &self,
+        weight: usize,
+        name: &str,
+        read: F,
+    ) -> Result<(Found, T), Failure>
     where
         T: Send + 'static,
         F: FnOnce(&dyn PairReader, &Found) -> Result<Result<T, Refusal>, StoreError>
             + Send
             + 'static,
     {
+        // A keyspace has few reads at the threads. The others wait behind their own.
+        let reads = &self.admission.keyspaces.reads;
+        let _turn = reads.take(name, weight).await?;
         self.read_with(&self.readers, name, read).await
     }
 
@@ -215,6 +243,8 @@ impl Keyspaces {
         write: Write,
     ) -> Result<(Identity, Answer), Failure> {
         let identity = self.resolve(name).await?;
+        let proposals = &self.admission.keyspaces.proposals;
+        let _turn = proposals.take(name, 1).await?;
         match self.write_to(identity, write.clone()).await {
             Ok(answer) => Ok((identity, answer)),
             // It was deleted, and perhaps created again.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use api::errors;
 use api::etcd::etcdserverpb as pb;
 use changes::Watches;
+use futures::Stream;
 use pb::watch_client::WatchClient;
 use pb::watch_server::Watch;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::interval;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -20,16 +20,14 @@ use super::store::{Freshness, Identity};
 use super::streams::{Opened, Over, status_of, stopped};
 use super::watch_stream::WatchStream;
 use crate::forward::StreamKind;
+use crate::keyspaces::budgets::{KeyspaceShares, MAX_WATCH_STREAMS};
 use crate::keyspaces::hub::{Hub, Subscription};
+use crate::keyspaces::shares::Share;
 use crate::metrics::set;
 use crate::page_budget::PageBudget;
 use crate::reads::{ReadKind, Readers};
 use crate::services::pages::Pages;
 
-/// The most watch streams of a node.
-const MAX_STREAMS: usize = 20_000;
-/// The most watches of a node.
-const MAX_WATCHES: usize = 200_000;
 /// The most watches of a stream.
 const MAX_WATCHES_PER_STREAM: usize = 10_000;
 
@@ -40,7 +38,7 @@ const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 pub(crate) const READ_KIND: ReadKind = ReadKind {
     what: "reads of watches",
     max_running: 2,
-    max_admitted: MAX_STREAMS,
+    max_admitted: MAX_WATCH_STREAMS,
 };
 
 /// The parts that watch streams share.
@@ -52,8 +50,6 @@ pub(crate) struct WatchServices {
     pub(crate) pages: PageBudget,
     /// The budget of large answers that clients have not fetched.
     answers: Arc<PageBudget>,
-    pub(crate) slots: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
     election_timeout: Duration,
 }
 
@@ -71,16 +67,13 @@ impl WatchServices {
             readers,
             pages,
             answers,
-            slots: Arc::new(Semaphore::new(MAX_WATCHES)),
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             election_timeout,
         }
     }
 
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        let slot = Arc::clone(&self.streams).try_acquire_owned();
-        let full = |_| errors::overloaded("watch streams", MAX_STREAMS as u64, 1_000);
-        Ok(slot.map_err(full)?)
+    /// Returns the budgets that keyspaces share.
+    pub(super) fn shares(&self) -> &KeyspaceShares {
+        &self.etcd.admission.keyspaces
     }
 
     /// Publishes the numbers of streams, watches and feeds now and then.
@@ -89,8 +82,8 @@ impl WatchServices {
         let mut look = interval(PUBLISH_EVERY);
         loop {
             look.tick().await;
-            set(&metrics.streams, used(MAX_STREAMS, &self.streams));
-            set(&metrics.watches, used(MAX_WATCHES, &self.slots));
+            set(&metrics.streams, self.shares().watch_streams.used() as u64);
+            set(&metrics.watches, self.shares().watches.used() as u64);
             let (feeds, bytes) = self.hub.size();
             set(&metrics.feeds, feeds as u64);
             set(&metrics.feed_bytes, bytes as u64);
@@ -131,7 +124,7 @@ pub(crate) struct WatchService(pub(crate) Arc<WatchServices>);
 
 #[tonic::async_trait]
 impl Watch for WatchService {
-    type WatchStream = Pages<pb::WatchResponse>;
+    type WatchStream = Answers;
 
     async fn watch(
         &self,
@@ -139,20 +132,37 @@ impl Watch for WatchService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let services = &self.0;
         let call = services.etcd.call(&request)?;
-        let opened = self.open(&call, request.into_inner()).await;
-        let stream = opened.map_err(|failure| status_of(&services.etcd, &call, failure))?;
+        let stream = open(services, &call, request.into_inner()).await?;
         Ok(stream.into_response())
     }
 }
 
-impl WatchService {
-    async fn open(
-        &self,
-        call: &Call,
-        requests: Streaming<pb::WatchRequest>,
-    ) -> Result<<Self as Watch>::WatchStream, Failure> {
-        let services = Arc::clone(&self.0);
-        let slot = services.admit()?;
+/// The answers of a watch stream.
+pub(super) type Answers = Pages<pb::WatchResponse>;
+
+/// Opens a watch stream, here or at the node that can serve it.
+pub(super) async fn open<R>(
+    services: &Arc<WatchServices>,
+    call: &Call,
+    requests: R,
+) -> Result<Answers, Status>
+where
+    R: Stream<Item = Result<pb::WatchRequest, Status>> + Send + Unpin + 'static,
+{
+    let opened = services.open(call, requests).await;
+    opened.map_err(|failure| status_of(&services.etcd, call, failure))
+}
+
+impl WatchServices {
+    async fn open<R>(self: &Arc<Self>, call: &Call, requests: R) -> Result<Answers, Failure>
+    where
+        R: Stream<Item = Result<pb::WatchRequest, Status>> + Send + Unpin + 'static,
+    {
+        let services = Arc::clone(self);
+        let slot = services
+            .shares()
+            .watch_streams
+            .try_take(&call.keyspace, 1)?;
         let opened = services.etcd.open(
             call,
             StreamKind::Watch,
@@ -198,11 +208,10 @@ impl WatchService {
 }
 
 /// Serves a stream until it is over, and tells the client why.
-async fn run(
-    mut stream: WatchStream<Streaming<pb::WatchRequest>>,
-    requires_leader: bool,
-    _slot: OwnedSemaphorePermit,
-) {
+async fn run<R>(mut stream: WatchStream<R>, requires_leader: bool, _slot: Share)
+where
+    R: Stream<Item = Result<pb::WatchRequest, Status>> + Send + Unpin,
+{
     let services = Arc::clone(&stream.services);
     let lifecycle = &services.etcd.lifecycle;
     let over = tokio::select! {
@@ -211,8 +220,4 @@ async fn run(
         status = leader::lost(lifecycle, services.election_timeout), if requires_leader => Over::Failed(status),
     };
     stream.into_outgoing().end(over).await;
-}
-
-fn used(all: usize, free: &Semaphore) -> u64 {
-    all.saturating_sub(free.available_permits()) as u64
 }

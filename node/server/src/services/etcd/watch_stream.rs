@@ -16,7 +16,6 @@ use prost::Message as _;
 use raft::StoreError;
 use replica::PairReader;
 use shardkv::{KvError, read_keyspaces};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tonic::Status;
 
@@ -27,6 +26,7 @@ use super::streams::{Over, moved};
 use super::watch::WatchServices;
 use super::watch_messages as messages;
 use crate::keyspaces::hub::Subscription;
+use crate::keyspaces::shares::Share;
 use crate::page_budget::PageShare;
 use crate::random;
 
@@ -61,7 +61,7 @@ pub(super) struct WatchStream<R> {
     pub(super) open: bool,
     pub(super) outgoing: Outgoing<pb::WatchResponse>,
     /// The places of the watches among those of the node.
-    pub(super) slots: Option<OwnedSemaphorePermit>,
+    pub(super) slots: Option<Share>,
     /// The share of a page that is on its way.
     pub(super) share: Option<PageShare>,
 }
@@ -143,7 +143,8 @@ where
     }
 
     fn create(&mut self, wire: pb::WatchCreateRequest, (newest, compacted): (i64, i64)) {
-        let Ok(slot) = Arc::clone(&self.services.slots).try_acquire_owned() else {
+        let watches = &self.services.shares().watches;
+        let Ok(slot) = watches.try_take(&self.name, 1) else {
             self.watches.refuse(newest);
             return;
         };
@@ -160,8 +161,7 @@ where
     fn fit_slots(&mut self) {
         let watches = self.watches.len();
         if let Some(slots) = &mut self.slots {
-            let surplus = slots.num_permits().saturating_sub(watches);
-            drop(slots.split(surplus));
+            slots.shrink(watches);
         }
     }
 

@@ -1,0 +1,119 @@
+//! The budgets of a node that keyspaces share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::v1::ErrorDetail;
+
+use super::shares::{Bounds, FairBudget, Share};
+use crate::options::Limits;
+
+/// The most watch streams of a node.
+pub(crate) const MAX_WATCH_STREAMS: usize = 20_000;
+/// The most watches of a node.
+pub(crate) const MAX_WATCHES: usize = 200_000;
+/// The most streams of renewals of a node.
+const MAX_RENEWAL_STREAMS: usize = 20_000;
+/// The most weight of one keyspace's reads at the reader threads: a single key weighs 1.
+const MAX_READ_WEIGHT: usize = 16;
+/// The most calls of one keyspace that a node forwards at the same time. It is a quarter of what it forwards to one group by default, so that the
+/// other keyspaces of the group find room.
+const MAX_RELAYS: usize = 64;
+/// The most answers of one keyspace that wait for bytes of their budget.
+const MAX_WAITING: usize = 1_024;
+
+/// The budgets that keyspaces share.
+pub(crate) struct KeyspaceShares {
+    requests: Arc<FairBudget>,
+    request_bytes: Arc<FairBudget>,
+    /// Calls that other nodes answer.
+    pub(crate) relays: Arc<FairBudget>,
+    /// Writes in the log's queue.
+    pub(crate) proposals: Arc<FairBudget>,
+    /// Reads at the reader threads, by their weight.
+    pub(crate) reads: Arc<FairBudget>,
+    /// Bytes of answers to reads of single keys.
+    pub(crate) points: Arc<FairBudget>,
+    /// Bytes of answers to ranges.
+    pub(crate) ranges: Arc<FairBudget>,
+    /// Bytes of pairs in the answers to writes.
+    pub(crate) write_answers: Arc<FairBudget>,
+    /// Bytes of answers of other nodes.
+    pub(crate) relayed_ranges: Arc<FairBudget>,
+    pub(crate) watch_streams: Arc<FairBudget>,
+    pub(crate) watches: Arc<FairBudget>,
+    pub(crate) renewal_streams: Arc<FairBudget>,
+    /// The most bytes of the answer to one range.
+    pub(crate) max_range_bytes: usize,
+}
+
+/// What an unanswered call holds.
+pub(crate) struct CallShare {
+    _request: Share,
+    _bytes: Share,
+}
+
+impl KeyspaceShares {
+    /// Creates the budgets. Where calls wait, they wait for at most `patience`.
+    pub(crate) fn new(limits: &Limits, patience: Duration) -> Self {
+        let percent = limits.max_keyspace_share_percent;
+        let bounds = |what, total| Bounds {
+            what,
+            total,
+            max_each: usize::MAX,
+            percent,
+            max_waiting: 0,
+            patience,
+        };
+        let budget = |what, total| FairBudget::new(bounds(what, total));
+        let each = |what, total, max_each: usize, max_waiting| {
+            FairBudget::new(Bounds {
+                max_each: max_each.max(1),
+                max_waiting,
+                ..bounds(what, total)
+            })
+        };
+        let answers = |total| {
+            each(
+                "bytes of answers of a keyspace",
+                total,
+                usize::MAX,
+                MAX_WAITING,
+            )
+        };
+        let (pending, queued) = (limits.max_pending_requests, limits.max_keyspace_requests);
+        let read_bytes = limits.max_keyspace_read_bytes;
+        let ranges = answers(read_bytes);
+        Self {
+            requests: each("unanswered calls of a keyspace", pending, queued, 0),
+            request_bytes: budget(
+                "bytes of unanswered calls of a keyspace",
+                limits.max_inflight_bytes,
+            ),
+            relays: each("forwarded calls of a keyspace", pending, MAX_RELAYS, queued),
+            proposals: each(
+                "proposals of a keyspace",
+                pending,
+                limits.max_keyspace_proposals,
+                queued,
+            ),
+            reads: each("reads of a keyspace", usize::MAX, MAX_READ_WEIGHT, queued),
+            points: answers(read_bytes / 4),
+            max_range_bytes: (read_bytes / 2).min(ranges.bounds().most()),
+            ranges,
+            write_answers: answers(read_bytes),
+            relayed_ranges: answers(read_bytes),
+            watch_streams: budget("watch streams of a keyspace", MAX_WATCH_STREAMS),
+            watches: budget("watches of a keyspace", MAX_WATCHES),
+            renewal_streams: budget("streams of renewals of a keyspace", MAX_RENEWAL_STREAMS),
+        }
+    }
+
+    /// Takes the share of a call of `bytes`, or refuses it at once.
+    pub(crate) fn call(&self, keyspace: &str, bytes: usize) -> Result<CallShare, ErrorDetail> {
+        Ok(CallShare {
+            _request: self.requests.try_take(keyspace, 1)?,
+            _bytes: self.request_bytes.try_take(keyspace, bytes)?,
+        })
+    }
+}
