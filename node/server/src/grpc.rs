@@ -11,6 +11,8 @@ use api::etcd::etcdserverpb::kv_server::KvServer as EtcdKvServer;
 use api::etcd::etcdserverpb::lease_server::LeaseServer;
 use api::etcd::etcdserverpb::maintenance_server::MaintenanceServer;
 use api::etcd::etcdserverpb::watch_server::WatchServer;
+use api::etcd::v3electionpb::election_server::ElectionServer;
+use api::etcd::v3lockpb::lock_server::LockServer;
 use api::v1::admin_server::AdminServer;
 use api::v1::handoff_server::HandoffServer;
 use api::v1::keyspaces_server::KeyspacesServer;
@@ -35,9 +37,12 @@ use crate::reserve::calls::ReserveLayer;
 use crate::services::admin::AdminService;
 use crate::services::ctrl::CtrlService;
 use crate::services::etcd;
+use crate::services::etcd::concurrency::Concurrency;
 use crate::services::etcd::edge::EtcdLayer;
+use crate::services::etcd::election::ElectionService;
 use crate::services::etcd::keepalive::KeepAlives;
 use crate::services::etcd::lease::LeaseService;
+use crate::services::etcd::lock::LockService;
 use crate::services::etcd::serve::EtcdServices;
 use crate::services::etcd::watch::{WatchService, WatchServices};
 use crate::services::handoff::HandoffService;
@@ -116,10 +121,8 @@ pub(crate) async fn serve(
         watch,
         keep_alives,
     } = etcd;
-    let watch = WatchServer::new(WatchService(watch))
-        .max_decoding_message_size(ETCD_MESSAGE_BYTES)
-        // The events of one revision are one message.
-        .max_encoding_message_size(usize::MAX);
+    let (lock, election) = concurrency_servers(&etcd, &watch);
+    let watch = watch_server(watch);
     let lease = lease_server(&etcd, keep_alives);
     let keyspaces = KeyspacesServer::new(KeyspacesService(Arc::clone(&etcd)))
         .max_decoding_message_size(SMALL_MESSAGE_BYTES);
@@ -181,6 +184,8 @@ pub(crate) async fn serve(
         .add_service(maintenance)
         .add_service(cluster)
         .add_service(auth)
+        .add_service(lock)
+        .add_service(election)
         .add_service(peers)
         .add_service(ctrl)
         .add_service(handoff)
@@ -191,6 +196,30 @@ pub(crate) async fn serve(
         .await;
     health_task.abort();
     result.context("the gRPC server failed")
+}
+
+fn watch_server(services: Arc<WatchServices>) -> WatchServer<WatchService> {
+    WatchServer::new(WatchService(services))
+        .max_decoding_message_size(ETCD_MESSAGE_BYTES)
+        // The events of one revision are one message.
+        .max_encoding_message_size(usize::MAX)
+}
+
+/// Returns the services of locks and elections.
+fn concurrency_servers(
+    etcd: &Arc<EtcdServices>,
+    watch: &Arc<WatchServices>,
+) -> (LockServer<LockService>, ElectionServer<ElectionService>) {
+    let concurrency = Concurrency {
+        etcd: Arc::clone(etcd),
+        watch: Arc::clone(watch),
+    };
+    let lock = LockServer::new(LockService(concurrency.clone()));
+    let election = ElectionServer::new(ElectionService(concurrency));
+    (
+        lock.max_decoding_message_size(ETCD_MESSAGE_BYTES),
+        election.max_decoding_message_size(ETCD_MESSAGE_BYTES),
+    )
 }
 
 /// Returns the service of leases. A list of all leases may be long.

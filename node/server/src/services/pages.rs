@@ -184,6 +184,13 @@ impl<T> Pages<T> {
     }
 }
 
+impl<T> Pages<T> {
+    /// Gives back what the last page holds, for a caller in this process.
+    pub(crate) fn taken(&self) {
+        self.unfetched.taken();
+    }
+}
+
 impl<T> Stream for Pages<T> {
     type Item = Result<T, Status>;
 

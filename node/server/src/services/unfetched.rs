@@ -102,6 +102,11 @@ impl Unfetched {
         self.lock().shares.extend(share);
     }
 
+    /// Gives back all shares: the pages were taken by a caller in this process.
+    pub(crate) fn taken(&self) {
+        self.lock().shares.clear();
+    }
+
     /// Ends the stream with an error, and drops what is held.
     pub(crate) fn fail(&self, status: Status) {
         *self.lock() = Held {

@@ -78,7 +78,7 @@ impl Lease for LeaseService {
     }
 }
 
-struct GrantMethod;
+pub(super) struct GrantMethod;
 
 impl Method for GrantMethod {
     type Request = pb::LeaseGrantRequest;

@@ -7,16 +7,20 @@
 //! - [`ranges`] bounds what reads take, and serves ranges in parts.
 //! - [`streams`] opens streams here or elsewhere, and [`leader`] ends those that need one.
 //! - [`watch_stream`] serves one watch stream, whose answers go through [`outgoing`], and [`keepalive`] one of renewals.
-//! - [`kv`], [`watch`], [`lease`], [`maintenance`], [`cluster`] and [`auth`] are the services.
+//! - [`concurrency`] makes the calls that locks and elections consist of.
+//! - [`kv`], [`watch`], [`lease`], [`maintenance`], [`cluster`], [`auth`], [`lock`] and [`election`] are the services.
 
 mod answers;
 pub(crate) mod auth;
 pub(crate) mod cluster;
+pub(crate) mod concurrency;
 pub(crate) mod edge;
+pub(crate) mod election;
 pub(crate) mod keepalive;
 pub(crate) mod kv;
 mod leader;
 pub(crate) mod lease;
+pub(crate) mod lock;
 pub(crate) mod maintenance;
 pub(crate) mod naming;
 mod outgoing;
