@@ -19,6 +19,8 @@ const MAX_READ_WEIGHT: usize = 16;
 /// The most calls of one keyspace that a node forwards at the same time. It is a quarter of what it forwards to one group by default, so that the
 /// other keyspaces of the group find room.
 const MAX_RELAYS: usize = 64;
+/// The part of the time of a request for which a call waits. It waits twice at most.
+const PATIENCE_PART: u32 = 4;
 /// The most answers of one keyspace that wait for bytes of their budget.
 const MAX_WAITING: usize = 1_024;
 
@@ -54,8 +56,9 @@ pub(crate) struct CallShare {
 }
 
 impl KeyspaceShares {
-    /// Creates the budgets. Where calls wait, they wait for at most `patience`.
-    pub(crate) fn new(limits: &Limits, patience: Duration) -> Self {
+    /// Creates the budgets. A call waits for a part of the time of a request, so that it is refused, and doesn't end as one whose outcome is unknown.
+    pub(crate) fn new(limits: &Limits, request_timeout: Duration) -> Self {
+        let patience = request_timeout / PATIENCE_PART;
         let percent = limits.max_keyspace_share_percent;
         let bounds = |what, total| Bounds {
             what,
