@@ -9,6 +9,7 @@ use keyspace::Write;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::leader_tasks::{LeaderTasks, SHARDS_OF_A_READ, served};
+use crate::metrics::usage::Stored;
 
 /// The interval at which keyspaces are looked at. A shorter retention has no effect.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
@@ -30,6 +31,8 @@ impl LeaderTasks {
             if term.is_some() {
                 let now = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 self.compact_due(&mut compacting, now).await;
+            } else {
+                self.metrics.usage.publish_stored(&[]);
             }
         }
     }
@@ -37,7 +40,7 @@ impl LeaderTasks {
     /// Looks at all keyspaces once.
     async fn compact_due(&self, compacting: &mut Compacting, now: u64) {
         let shards: Vec<_> = served(&self.routing.ownership()).collect();
-        let (mut seen, mut complete) = (BTreeSet::new(), true);
+        let (mut seen, mut stored, mut complete) = (BTreeSet::new(), Vec::new(), true);
         for shards in shards.chunks(SHARDS_OF_A_READ) {
             let Ok(listed) = self.list_shards(shards).await else {
                 complete = false;
@@ -46,6 +49,8 @@ impl LeaderTasks {
             for listed in listed.into_iter().filter(|listed| !listed.deleted) {
                 let place = listed.place;
                 seen.insert(place);
+                let (bytes, revision) = (listed.bytes, listed.revision);
+                stored.push((listed.name, Stored { bytes, revision }));
                 let revisions = (listed.revision, listed.compacted);
                 let target = compacting.look(place, listed.auto_compaction, revisions, now);
                 if let Some(revision) = target {
@@ -56,6 +61,7 @@ impl LeaderTasks {
                 }
             }
         }
+        self.metrics.usage.publish_stored(&stored);
         if complete {
             compacting.retain(|place| seen.contains(&place));
         }

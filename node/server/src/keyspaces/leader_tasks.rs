@@ -48,6 +48,8 @@ pub(crate) struct LeaderTasks {
 /// A keyspace that was listed.
 pub(super) struct Listed {
     pub(super) place: Place,
+    pub(super) name: String,
+    pub(super) bytes: u64,
     /// The configuration since which its shard is served.
     config: ConfigNum,
     pub(super) deleted: bool,
@@ -205,6 +207,8 @@ fn list(
         after = page.last().map(|(id, _)| *id);
         found.extend(page.into_iter().map(|(id, record)| Listed {
             place: Place { shard, id },
+            name: record.name,
+            bytes: record.bytes,
             config,
             deleted: record.deleted,
             revision: record.revision,

@@ -170,6 +170,13 @@ impl FairBudget {
         self.lock().used
     }
 
+    /// Returns what each keyspace holds.
+    pub(crate) fn held(&self) -> Vec<(Arc<str>, usize)> {
+        let state = self.lock();
+        let held = state.all.iter();
+        held.map(|(name, it)| (Arc::clone(name), it.held)).collect()
+    }
+
     /// Returns the bounds.
     pub(crate) fn bounds(&self) -> &Bounds {
         &self.bounds

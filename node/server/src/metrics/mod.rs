@@ -4,6 +4,7 @@ mod figures;
 mod keyspaces;
 mod scans;
 mod shards;
+pub(crate) mod usage;
 pub(crate) mod watch;
 mod watches;
 
@@ -22,6 +23,7 @@ pub(crate) use figures::{raise, set};
 use keyspaces::KeyspaceMetrics;
 use scans::ScanMetrics;
 use shards::ShardMetrics;
+use usage::UsageMetrics;
 use watches::WatchMetrics;
 
 /// The methods whose latency is measured.
@@ -74,6 +76,7 @@ pub(crate) struct Metrics {
     pub(crate) handoff: HandoffMetrics,
     pub(crate) scans: ScanMetrics,
     pub(crate) keyspaces: KeyspaceMetrics,
+    pub(crate) usage: UsageMetrics,
     pub(crate) watches: WatchMetrics,
     pub(crate) shards: ShardMetrics,
 }
@@ -168,6 +171,7 @@ impl Metrics {
             handoff: HandoffMetrics::new(),
             scans: ScanMetrics::new(),
             keyspaces: KeyspaceMetrics::new(),
+            usage: UsageMetrics::default(),
             watches: WatchMetrics::default(),
             shards: ShardMetrics::default(),
         };
@@ -178,6 +182,7 @@ impl Metrics {
         metrics.register_handoff();
         metrics.scans.register(&mut metrics.registry);
         metrics.keyspaces.register(&mut metrics.registry);
+        metrics.usage.register(&mut metrics.registry);
         metrics.watches.register(&mut metrics.registry);
         metrics.shards.register(&mut metrics.registry);
         metrics

@@ -28,6 +28,7 @@ use crate::forward::{
 use crate::keyspaces::lessor::Lessor;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
+use crate::metrics::usage::Used;
 use crate::page_budget::PageShare;
 use crate::reserve::calls::Origin;
 use crate::services::destination;
@@ -148,6 +149,7 @@ impl EtcdServices {
         let answer = self.within_budget::<M>(&call, request.into_inner()).await;
         let latency = call.arrived.elapsed().as_secs_f64();
         M::latency(&self.metrics).observe(latency);
+        self.count(&call, &answer);
         let Answered { answer, share } = answer.map_err(|failure| self.status(&call, failure))?;
         let mut response = Response::new(answer);
         if let Some(share) = share {
@@ -157,6 +159,25 @@ impl EtcdServices {
                 .insert(Unfetched::answer(share, bytes));
         }
         Ok(response)
+    }
+
+    /// Counts a client's call. The node that it was passed on to doesn't count it again.
+    fn count<A: Message>(&self, call: &Call, answer: &Result<Answered<A>, Failure>) {
+        if call.forbidden {
+            return;
+        }
+        let usage = &self.metrics.usage;
+        let used = Used {
+            refused: answer.as_ref().is_err_and(Failure::is_overload),
+            answer_bytes: answer
+                .as_ref()
+                .map_or(0, |answered| answered.answer.encoded_len()),
+        };
+        match answer {
+            // A call is refused before anybody knows whether its keyspace exists.
+            Err(_) => usage.count_unsure(&call.keyspace, used),
+            Ok(_) => usage.count(&call.keyspace, used),
+        }
     }
 
     /// Returns the status of a call that failed.

@@ -24,6 +24,17 @@ pub(crate) enum Failure {
     Status(Box<Status>),
 }
 
+impl Failure {
+    /// Returns true if too many calls, bytes or reads were the reason.
+    pub(crate) fn is_overload(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => *refusal == Refusal::TooManyRequests,
+            Self::Node(error) => matches!(error.kind, Some(Kind::Overloaded(_))),
+            Self::Status(status) => status.message() == Refusal::TooManyRequests.to_string(),
+        }
+    }
+}
+
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)

@@ -84,6 +84,8 @@ impl WatchServices {
             look.tick().await;
             set(&metrics.streams, self.shares().watch_streams.used() as u64);
             set(&metrics.watches, self.shares().watches.used() as u64);
+            let held = self.shares().watches.held();
+            self.etcd.metrics.usage.publish_watches(&held);
             let (feeds, bytes) = self.hub.size();
             set(&metrics.feeds, feeds as u64);
             set(&metrics.feed_bytes, bytes as u64);
