@@ -41,11 +41,17 @@ pub enum Bug {
     CommitBeyondMatch,
     /// An answer to an earlier heartbeat confirms a read.
     OldAnswerConfirmsRead,
+    /// A leader answers a follower's question for the read index without asking a quorum whether it still leads.
+    FollowerReadUnconfirmed,
+    /// A leader that has not committed in its term answers a follower's question for the read index.
+    FollowerReadOwnTermMissing,
+    /// An answer to an earlier question confirms a follower's read that came after the question.
+    FollowerReadOldAnswer,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::VoteNotDurable,
         Self::AckBeforeFsync,
         Self::NoOwnTermNoop,
@@ -60,6 +66,9 @@ impl Bug {
         Self::LeaseAfterTimeoutNow,
         Self::CommitBeyondMatch,
         Self::OldAnswerConfirmsRead,
+        Self::FollowerReadUnconfirmed,
+        Self::FollowerReadOwnTermMissing,
+        Self::FollowerReadOldAnswer,
     ];
 }
 

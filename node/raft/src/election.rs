@@ -47,6 +47,7 @@ impl Raft {
         self.election.elapsed = self.election.elapsed.saturating_add(1);
         self.election.since_start = self.election.since_start.saturating_add(1);
         self.election.leader_silent = self.election.leader_silent.saturating_add(1);
+        self.follower_reads.tick();
         let hinted = match self.election.hint_countdown {
             Some(0) => true,
             Some(ticks) => {
@@ -270,6 +271,9 @@ impl Raft {
 
     /// Makes this node a follower in `term` and clears the state that only leaders and candidates have.
     pub(crate) fn become_follower(&mut self, term: Term, leader: Option<NodeId>) {
+        if term > self.term() || self.leader != leader {
+            self.follower_reads.forget_leader();
+        }
         if term > self.term() {
             self.hard_state = HardState { term, vote: None };
         }

@@ -200,6 +200,7 @@ mod bug;
 mod change;
 mod election;
 mod entry;
+mod follower_reads;
 mod growth;
 mod leading;
 mod log;

@@ -82,6 +82,8 @@ pub enum Message {
         quiet: bool,
         /// The comparison of states that the leader makes now.
         comparison: Option<Comparison>,
+        /// True if the leader answers `ReadIndex`.
+        answers_reads: bool,
     },
     /// The answer to a `Heartbeat`.
     HeartbeatReply {
@@ -106,6 +108,18 @@ pub enum Message {
         next_chunk: u64,
         /// The state of the transfer.
         status: SnapshotStatus,
+    },
+    /// Asks the leader for a read index: its commit index, confirmed by a quorum after this message came (thesis §6.4).
+    ReadIndex {
+        /// The number of the question.
+        question: u64,
+    },
+    /// The answer to a `ReadIndex`.
+    ReadIndexReply {
+        /// The number in the `ReadIndex`.
+        question: u64,
+        /// The read index.
+        index: Index,
     },
     /// Tells the receiver to campaign at once, as the target of a leadership transfer (thesis §3.10).
     TimeoutNow,

@@ -44,6 +44,8 @@ impl Raft {
             || (!self.outbox.holds_committed && self.log.has_committed())
             || self.reads.has_grants()
             || self.read_round_due()
+            || self.follower_reads.has_grants()
+            || self.question_due()
             || (self.role == Role::Leader && self.has_leader_work())
     }
 
@@ -74,6 +76,7 @@ impl Raft {
             self.write_leader_messages(reader)?;
             self.check_invariants();
         }
+        self.send_question();
         let committed = if self.outbox.holds_committed {
             Vec::new()
         } else {
@@ -83,6 +86,7 @@ impl Raft {
         let mut ready = Ready {
             committed,
             reads: self.reads.take_grants(),
+            follower_reads: self.follower_reads.take_grants(),
             ..Ready::default()
         };
         let wants = |(node, state): (NodeId, ProgressState)| {
@@ -211,6 +215,7 @@ impl Raft {
             lease: self.serves_by_lease(),
             quiet,
             comparison: self.comparison,
+            answers_reads: true,
         };
         if let Some(progress) = self.progress.get_mut(&node) {
             progress.commit_told(commit);

@@ -1,7 +1,7 @@
 //! The consensus state of one member, and its public methods.
 //!
 //! Other modules implement the parts: `election` (leader election and transfer), `replication` (proposals, appends and
-//! commit), `reads` (`ReadIndex` and leases), `change` (membership), and `output` (messages, writes, entries to apply).
+//! commit), `reads` (`ReadIndex` and leases), `follower_reads`, `change` (membership), and `output` (messages, writes, entries to apply).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,6 +11,7 @@ use types::NodeId;
 
 use crate::bug::{Bug, CHECKS_INVARIANTS};
 use crate::election::Election;
+use crate::follower_reads::FollowerReads;
 use crate::leading::Leading;
 use crate::log::RaftLog;
 use crate::output::Outbox;
@@ -54,6 +55,7 @@ pub struct Raft {
     pub(crate) progress: BTreeMap<NodeId, Progress>,
     pub(crate) outbox: Outbox,
     pub(crate) reads: Reads,
+    pub(crate) follower_reads: FollowerReads,
     pub(crate) election: Election,
     pub(crate) leading: Leading,
     /// The greatest commit index in the appends of leaders since the start.
@@ -67,7 +69,8 @@ pub struct Raft {
 
 impl Raft {
     /// Starts a member from its stored log. `applied` is the index that the state machine holds durably. `seed` feeds
-    /// the election timeouts and must differ between members.
+    /// the election timeouts and the numbers of a follower's questions. It must differ between members, and between starts of a
+    /// member: otherwise an answer to an earlier process could confirm a read.
     pub fn recover(
         options: Options,
         node: NodeId,
@@ -77,6 +80,8 @@ impl Raft {
         reader: &dyn LogReader,
     ) -> Result<Self, RecoverError> {
         options.validate()?;
+        // A generator of its own, so that the election timeouts don't depend on it.
+        let questions = ChaCha8Rng::seed_from_u64(!(seed ^ node.0)).next_u64();
         let log = RaftLog::recover(state, applied, options.max_cached_bytes, reader)?;
         let mut raft = Self {
             node,
@@ -89,6 +94,7 @@ impl Raft {
             progress: BTreeMap::new(),
             outbox: Outbox::default(),
             reads: Reads::default(),
+            follower_reads: FollowerReads::new(questions),
             election: Election::default(),
             leading: Leading::default(),
             leader_commit: None,
@@ -171,7 +177,8 @@ impl Raft {
                 lease,
                 quiet,
                 comparison: _,
-            } => self.handle_heartbeat(from, commit, read_round, lease, quiet)?,
+                answers_reads,
+            } => self.handle_heartbeat(from, commit, read_round, (lease, answers_reads), quiet)?,
             Message::HeartbeatReply {
                 read_round,
                 feature_level,
@@ -184,6 +191,10 @@ impl Raft {
                     progress.digest = digest.or(progress.digest);
                 }
                 self.handle_heartbeat_reply(from, read_round);
+            }
+            Message::ReadIndex { question } => self.handle_read_index(from, question),
+            Message::ReadIndexReply { question, index } => {
+                self.handle_read_index_reply(question, index);
             }
             Message::TimeoutNow => self.handle_timeout_now(from),
             Message::SnapshotChunk(ref chunk) => {

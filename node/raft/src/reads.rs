@@ -8,13 +8,13 @@
 //! lease until all voters promised. A voter that restarts with a shorter election timeout holds votes back for the shorter time only:
 //! operators must not lower it to less than half at once while leases are in use.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use types::NodeId;
 
 use crate::bug::Bug;
 use crate::ready::{ReadGrant, ReadTicket};
-use crate::{Index, Raft, Role};
+use crate::{Index, Message, Raft, Role};
 
 /// The most unconfirmed rounds. Few, so that reads gather while they wait.
 const MAX_ROUNDS: usize = 4;
@@ -34,12 +34,17 @@ pub enum ReadError {
     NotReady,
 }
 
+/// Followers with the numbers of their questions.
+type Questions = BTreeMap<NodeId, u64>;
+
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
     /// The number of the latest started round.
     round: u64,
     /// True if reads wait for a round to start.
     waiting: bool,
+    /// The followers whose questions wait for a round to start, each with the number of its last one.
+    questions: Questions,
     rounds: VecDeque<Round>,
     grants: Vec<ReadGrant>,
     clock: u64,
@@ -52,8 +57,9 @@ struct Round {
     number: u64,
     index: Index,
     started: u64,
-    /// True if reads wait for the round. Otherwise it only renews the lease.
+    /// True if reads of this leader wait for the round. Without these and without questions it only renews the lease.
     asked: bool,
+    questions: Questions,
 }
 
 impl Reads {
@@ -71,6 +77,7 @@ impl Reads {
 
     pub(crate) fn clear(&mut self) {
         self.waiting = false;
+        self.questions.clear();
         self.rounds.clear();
         self.grants.clear();
         self.lease_from = None;
@@ -87,6 +94,12 @@ impl Reads {
 
     pub(crate) fn round(&self) -> u64 {
         self.round
+    }
+
+    /// Lets a follower's question wait for the next round.
+    pub(crate) fn ask_for(&mut self, follower: NodeId, question: u64) {
+        let last = self.questions.entry(follower).or_default();
+        *last = question.max(*last);
     }
 }
 
@@ -133,7 +146,9 @@ impl Raft {
 
     /// Returns true if a read round is due to start.
     pub(crate) fn read_round_due(&self) -> bool {
-        self.role == Role::Leader && self.reads.waiting && self.reads.rounds.len() < MAX_ROUNDS
+        let knows = || self.knows_commit() || self.bug(Bug::FollowerReadOwnTermMissing);
+        let asked = self.reads.waiting || (!self.reads.questions.is_empty() && knows());
+        self.role == Role::Leader && asked && self.reads.rounds.len() < MAX_ROUNDS
     }
 
     /// Starts a round for the waiting reads, or one that only renews the lease. Returns true if its heartbeats must be
@@ -143,12 +158,11 @@ impl Raft {
         self.reads.round += 1;
         let number = self.reads.round;
         let waiting = std::mem::take(&mut self.reads.waiting);
-        let served = waiting && (self.has_lease() || self.bug(Bug::ReadWithoutQuorum));
+        let mut questions = std::mem::take(&mut self.reads.questions);
+        let wanted = waiting || !questions.is_empty();
+        let served = wanted && (self.has_lease() || self.bug(Bug::ReadWithoutQuorum));
         if served {
-            self.reads.grants.push(ReadGrant {
-                ticket: ReadTicket(number),
-                index,
-            });
+            self.grant_round(number, index, waiting, std::mem::take(&mut questions));
             if !self.leading.heartbeat_due {
                 return false;
             }
@@ -160,6 +174,7 @@ impl Raft {
             index,
             started,
             asked: waiting && !served,
+            questions,
         });
         self.confirm_reads();
         true
@@ -167,29 +182,29 @@ impl Raft {
 
     /// Grants the rounds that a quorum answered. An answer to a round counts for all rounds before it.
     pub(crate) fn confirm_reads(&mut self) {
-        let membership = self.log.membership();
-        while let Some(round) = self.reads.rounds.front() {
+        while let Some(round) = self.reads.rounds.pop_front_if(|round| {
             let answered = |node: NodeId| {
-                node == self.node
-                    || self
-                        .progress
-                        .get(&node)
-                        .is_some_and(|p| p.read_round >= round.number)
+                let progress = self.progress.get(&node);
+                node == self.node || progress.is_some_and(|p| p.read_round >= round.number)
             };
-            if !membership.has_quorum(answered) {
-                return;
-            }
-            if round.asked {
-                self.reads.grants.push(ReadGrant {
-                    ticket: ReadTicket(round.number),
-                    index: round.index,
-                });
-            }
+            self.log.membership().has_quorum(answered)
+        }) {
             self.reads.lease_from = self
                 .reads
                 .lease_from
                 .max(Some(round.started).filter(|started| *started > 0));
-            self.reads.rounds.pop_front();
+            self.grant_round(round.number, round.index, round.asked, round.questions);
+        }
+    }
+
+    /// Grants the reads of a confirmed round, and answers its questions.
+    fn grant_round(&mut self, number: u64, index: Index, asked: bool, questions: Questions) {
+        if asked {
+            let ticket = ReadTicket(number);
+            self.reads.grants.push(ReadGrant { ticket, index });
+        }
+        for (follower, question) in questions {
+            self.send(follower, Message::ReadIndexReply { question, index });
         }
     }
 }

@@ -18,8 +18,10 @@ pub struct Ready {
     pub persist: Option<Box<Persist>>,
     /// Committed entries to apply, in order. They are durable here.
     pub committed: Vec<Entry>,
-    /// Reads that may be answered.
+    /// Reads that may be answered, of a leader.
     pub reads: Vec<ReadGrant>,
+    /// Reads that may be answered, of a follower ([`crate::Raft::ask_read_index`]).
+    pub follower_reads: Vec<ReadGrant>,
     /// Followers that need a snapshot and get no entries until they have it.
     pub snapshots_wanted: Vec<NodeId>,
 }
@@ -27,13 +29,13 @@ pub struct Ready {
 /// Permission to answer all reads with a ticket of at most `ticket` when `index` is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadGrant {
-    /// The highest granted ticket of [`crate::Raft::read_index`].
+    /// The highest granted ticket of [`crate::Raft::read_index`] or [`crate::Raft::ask_read_index`], whose tickets are apart.
     pub ticket: ReadTicket,
     /// The index that must be applied first.
     pub index: Index,
 }
 
-/// The number of a read round.
+/// The number of a leader's read round, or of a follower's question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReadTicket(pub u64);
 

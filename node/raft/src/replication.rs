@@ -165,11 +165,12 @@ impl Raft {
         from: NodeId,
         commit: Index,
         read_round: u64,
-        lease: bool,
+        (lease, answers_reads): (bool, bool),
         quiet: bool,
     ) -> Result<(), StepError> {
         self.follow(from)?;
         self.election.leader_has_lease = lease;
+        self.follower_reads.note_leader(answers_reads);
         self.log.commit_to(commit);
         if quiet {
             return Ok(());

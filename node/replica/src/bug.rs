@@ -36,11 +36,13 @@ pub enum Bug {
     FormsWithoutSilent,
     /// A poll applies all that is committed, and an entry has operations of any work.
     ApplyWithoutBudget,
+    /// A follower answers a read before it has applied the read index.
+    FollowerReadBeforeApply,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::CompactAboveDurable,
         Self::SnapshotWithoutSessions,
         Self::AnswerByIndexOnly,
@@ -54,6 +56,7 @@ impl Bug {
         Self::FounderFoundsAgain,
         Self::FormsWithoutSilent,
         Self::ApplyWithoutBudget,
+        Self::FollowerReadBeforeApply,
     ];
 }
 

@@ -95,6 +95,7 @@ mod cursor;
 mod digest;
 mod entry;
 mod first_start;
+mod follower_reads;
 mod genesis;
 mod kept_log;
 mod level;

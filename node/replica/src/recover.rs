@@ -83,7 +83,7 @@ impl<M: StateMachine> Replica<M> {
     /// Starts a replica from its stores. With empty stores (not initialised) the replica never votes, and asks to join with
     /// [`raft::Message::JoinRequest`] to `NodeId(0)`, which stands for the nodes at the configured peers.
     ///
-    /// `seed` feeds election timeouts only; it must differ between members.
+    /// `seed` feeds election timeouts and the numbers of a follower's questions; it must differ between members and between starts.
     pub fn recover(
         options: Options,
         node: NodeId,

@@ -13,6 +13,7 @@ use crate::bug::Bug;
 use crate::compaction::Compaction;
 use crate::comparison::Comparing;
 use crate::entry::OperationBatch;
+use crate::follower_reads::FollowerReads;
 use crate::genesis::MAX_BIRTH_AHEAD_MS;
 use crate::kept_log::KeptLog;
 use crate::pending::{PendingReads, PendingWrites, by_index_only};
@@ -51,6 +52,7 @@ pub struct Replica<M: StateMachine> {
     pub(crate) work_left: u64,
     pub(crate) writes: PendingWrites,
     pub(crate) reads: PendingReads<M::Query>,
+    pub(crate) follower_reads: FollowerReads<M::Query>,
     pub(crate) admin: Admin,
     pub(crate) snapshots: Snapshots,
     pub(crate) compaction: Compaction,
@@ -104,6 +106,7 @@ impl<M: StateMachine> Replica<M> {
             work_left: 0,
             writes: PendingWrites::default(),
             reads: PendingReads::default(),
+            follower_reads: FollowerReads::default(),
             admin: Admin::default(),
             snapshots: Snapshots::default(),
             compaction,
@@ -152,6 +155,10 @@ impl<M: StateMachine> Replica<M> {
         if self.unwritten.is_some() {
             return Err(Refusal::DiskFull);
         }
+        if let Request::ReadHere(query) = request {
+            self.bound_pending()?;
+            return self.admit_read_here(id, query);
+        }
         if self.raft.role() != Role::Leader {
             return Err(Refusal::NotLeader {
                 leader: self.raft.leader(),
@@ -172,7 +179,7 @@ impl<M: StateMachine> Replica<M> {
                     .most_work(&operation, self.options.max_value_bytes);
                 self.writes.push(id, operation, work, &self.options)
             }
-            Request::Read(query) | Request::ReadLocal(query) => {
+            Request::Read(query) | Request::ReadHere(query) | Request::ReadLocal(query) => {
                 self.reads.push(id, query);
                 Ok(())
             }
@@ -203,7 +210,7 @@ impl<M: StateMachine> Replica<M> {
     }
 
     fn pending_requests(&self) -> usize {
-        self.leader_requests() + self.local.len()
+        self.leader_requests() + self.local.len() + self.follower_reads.len()
     }
 
     /// Handles a message of a peer. It refuses a malformed message, which changes nothing.
@@ -236,6 +243,7 @@ impl<M: StateMachine> Replica<M> {
     /// is the birth of sessions.
     pub fn tick(&mut self, now: LogTime) {
         self.measure(now);
+        self.tick_follower_reads();
         if self.unwritten.is_some() {
             // Ticks that Raft doesn't receive must not extend a lease: others may elect a leader meanwhile.
             self.raft.handle_pause();
@@ -329,6 +337,9 @@ impl<M: StateMachine> Replica<M> {
         for grant in ready.reads {
             self.reads.grant(grant.ticket, grant.index);
         }
+        for grant in ready.follower_reads {
+            self.follower_reads.grant(grant);
+        }
         for node in ready.snapshots_wanted {
             self.snapshots.want(node);
         }
@@ -343,7 +354,8 @@ impl<M: StateMachine> Replica<M> {
         if !self.unapplied.is_empty() {
             self.apply(outlet)?;
         }
-        self.answer_reads(outlet)
+        self.answer_reads(outlet)?;
+        self.answer_follower_reads(outlet)
     }
 
     fn write(
@@ -474,6 +486,7 @@ impl<M: StateMachine> Replica<M> {
     /// Answers the requests that fail because leadership was lost, even if this replica won it again in a later term.
     fn notice_leadership(&mut self, outlet: &mut dyn Outlet<M::Response>) {
         let leading = (self.raft.role() == Role::Leader).then(|| self.raft.term());
+        self.adopt_follower_reads();
         // Leadership may begin and end between two polls, with requests accepted meanwhile.
         let stranded = leading.is_none() && self.leader_requests() > 0;
         if leading == self.leading && !stranded {
@@ -539,6 +552,7 @@ impl<M: StateMachine> Replica<M> {
             .into_iter()
             .chain(unknown)
             .chain(self.reads.take_all())
+            .chain(self.follower_reads.take_all())
             .chain(self.local.drain(..).map(|(id, _)| id))
             .chain(self.admin.take_all());
         for id in pending {

@@ -20,6 +20,9 @@ pub enum Request<Q> {
     },
     /// Answers a query linearizably.
     Read(Q),
+    /// Answers a query linearizably, on the leader and on followers. A follower that can't refuses it with `NotLeader`, at once or within
+    /// an election timeout.
+    ReadHere(Q),
     /// Answers a query from this replica's own state as of the last applied entry, on the leader and on followers. Use it
     /// only for facts that never change, or where a stale answer is acceptable.
     ReadLocal(Q),

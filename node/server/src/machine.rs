@@ -39,7 +39,9 @@ pub(crate) enum Response {
 pub(crate) fn size(request: &MachineRequest) -> usize {
     128 + match request {
         replica::Request::Write { operation, .. } => operation.len(),
-        replica::Request::Read(query) | replica::Request::ReadLocal(query) => match query {
+        replica::Request::Read(query)
+        | replica::Request::ReadHere(query)
+        | replica::Request::ReadLocal(query) => match query {
             Query::Shards(shardkv::Query::Get { key }) => key.len(),
             _ => 0,
         },

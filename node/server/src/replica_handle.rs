@@ -102,6 +102,7 @@ impl ReplicaHandle {
         let changes = !matches!(
             request,
             replica::Request::Read(_)
+                | replica::Request::ReadHere(_)
                 | replica::Request::ReadLocal(_)
                 | replica::Request::Birth { .. }
         );
@@ -112,7 +113,17 @@ impl ReplicaHandle {
     /// Returns when the state here has all that was committed before this call, while this node leads. A read that a reader thread
     /// begins then is linearizable.
     pub(crate) async fn confirm(&self) -> Result<(), ErrorDetail> {
-        let result = self.ask(kv::read(Query::Confirm)).await?;
+        self.confirmed(kv::read(Query::Confirm)).await
+    }
+
+    /// As [`ReplicaHandle::confirm`], also while this node follows a leader, which it asks for the read index. If it gets none in
+    /// time, it returns the refusal that leads the caller to the leader.
+    pub(crate) async fn confirm_here(&self) -> Result<(), ErrorDetail> {
+        self.confirmed(kv::read_here(Query::Confirm)).await
+    }
+
+    async fn confirmed(&self, request: MachineRequest) -> Result<(), ErrorDetail> {
+        let result = self.ask(request).await?;
         match kv::outcome(result, |node| self.address_or_empty(node))? {
             Outcome::Confirmed => Ok(()),
             _ => Err(kv::mismatch()),

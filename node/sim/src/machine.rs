@@ -121,6 +121,7 @@ fn wrap<Q>(request: Request<Q>, question: impl Fn(Q) -> Question) -> Request<Que
             frees_space,
         },
         Request::Read(query) => Request::Read(question(query)),
+        Request::ReadHere(query) => Request::ReadHere(question(query)),
         Request::ReadLocal(query) => Request::ReadLocal(question(query)),
         Request::Birth { at_least } => Request::Birth { at_least },
         Request::ChangeMembership(change) => Request::ChangeMembership(change),

@@ -39,6 +39,8 @@ pub enum Concern {
     Keyspaces,
     /// The requests of a client of keyspaces.
     KeyspaceClient(u32),
+    /// The reads that followers serve.
+    FollowerReads,
     /// The options of a host, where members have different ones.
     Options(u32),
 }
@@ -59,6 +61,7 @@ impl Concern {
             Self::Processes => 9,
             Self::FirstStarts => 10,
             Self::Keyspaces => 11,
+            Self::FollowerReads => 12,
             Self::KeyspaceClient(number) => (5 << 32) | number as u64,
             Self::Options(number) => (4 << 32) | number as u64,
             Self::ConfigClient(number) => (3 << 32) | number as u64,

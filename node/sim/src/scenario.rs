@@ -86,6 +86,10 @@ pub struct Scenario {
     pub first_starts: Option<Micros>,
     /// The replica groups among which shards move, or `None` for one group that owns all shards.
     pub cluster: Option<Cluster>,
+    /// The share, of a million, of reads that are taken to any member of the group instead of its leader. Members that follow serve them.
+    pub follower_reads: u32,
+    /// The share, of a million, of such reads at which the leader and the follower are cut off together.
+    pub stranded_leaders: u32,
     /// The behaviour of clients of keyspaces, or `None` if there are none.
     pub keyspaces: Option<KeyspaceOptions>,
     /// The known bug that is put back.
@@ -176,6 +180,8 @@ impl Scenario {
             mixed_options: false,
             first_starts: None,
             cluster: None,
+            follower_reads: 0,
+            stranded_leaders: 0,
             keyspaces: None,
             bug: None,
         }
@@ -226,6 +232,7 @@ impl Scenario {
         scenario.draw_processes(&mut SimRng::new(seed, Concern::Processes));
         scenario.draw_first_starts(&mut SimRng::new(seed, Concern::FirstStarts));
         scenario.draw_keyspaces(&mut SimRng::new(seed, Concern::Keyspaces));
+        scenario.draw_follower_reads(&mut SimRng::new(seed, Concern::FollowerReads));
         scenario.settle(&mut rng);
         scenario
     }

@@ -40,6 +40,7 @@ fn is_call(message: &Message) -> bool {
             | Message::AppendRejected { .. }
             | Message::HeartbeatReply { .. }
             | Message::SnapshotReply { .. }
+            | Message::ReadIndexReply { .. }
     )
 }
 

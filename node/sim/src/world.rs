@@ -21,6 +21,7 @@
 //! | `pages` | a process reads pages of scans on other threads |
 //! | `served` | reads are answered by those who serve the shard |
 //! | `forward` | a node forwards a request |
+//! | `follower_reads` | followers serve reads |
 //! | `keyspaces` | clients of keyspaces act, and processes read keyspaces |
 //! | `receive` | requests and answers arrive, and clients act |
 //! | `faults` | faults begin and end |
@@ -35,6 +36,7 @@ mod admin;
 mod faults;
 mod final_checks;
 mod first_start;
+mod follower_reads;
 mod forward;
 mod keyspaces;
 mod late;

@@ -29,6 +29,8 @@ pub(crate) struct Node {
     pub(crate) slow: bool,
     pub(crate) pending: Option<Box<Persist>>,
     pub(crate) grants: Vec<ReadGrant>,
+    /// The grants of a follower's reads.
+    pub(crate) follower_grants: Vec<ReadGrant>,
     pub(crate) snapshots_wanted: Vec<NodeId>,
     starts: u64,
     shown: String,
@@ -118,6 +120,7 @@ impl Cluster {
             slow: false,
             pending: None,
             grants: Vec::new(),
+            follower_grants: Vec::new(),
             snapshots_wanted: Vec::new(),
             starts: 0,
             shown: String::new(),
@@ -231,6 +234,7 @@ impl Cluster {
         node.raft = None;
         node.pending = None;
         node.grants.clear();
+        node.follower_grants.clear();
         node.snapshots_wanted.clear();
         node.state.truncate(node.flushed);
         self.oracle.look(&self.nodes, id);
@@ -297,6 +301,9 @@ impl Cluster {
             );
             self.node_mut(id).grants.push(grant);
         }
+        self.node_mut(id)
+            .follower_grants
+            .extend(ready.follower_reads);
         if !ready.committed.is_empty() {
             tell!(self, "{id} applies [{}]", show::entries(&ready.committed));
         }
@@ -401,6 +408,13 @@ impl Cluster {
 
     pub(crate) fn read(&mut self, id: NodeId) -> Result<ReadTicket, raft::ReadError> {
         let ticket = self.raft_mut(id).read_index();
+        self.turn(id);
+        ticket
+    }
+
+    /// Asks the leader of a follower for a read index.
+    pub(crate) fn ask(&mut self, id: NodeId) -> Result<ReadTicket, raft::ReadError> {
+        let ticket = self.raft_mut(id).ask_read_index();
         self.turn(id);
         ticket
     }
@@ -518,4 +532,5 @@ fn is_empty(ready: &Ready) -> bool {
         && ready.persist.is_none()
         && ready.committed.is_empty()
         && ready.reads.is_empty()
+        && ready.follower_reads.is_empty()
 }

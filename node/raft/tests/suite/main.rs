@@ -8,6 +8,7 @@
 )]
 
 mod cluster;
+mod follower_reads;
 mod oracle;
 mod paper;
 mod random;

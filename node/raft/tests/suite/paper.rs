@@ -53,6 +53,7 @@ fn heartbeat() -> Message {
         lease: false,
         quiet: false,
         comparison: None,
+        answers_reads: true,
     }
 }
 

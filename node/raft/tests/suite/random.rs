@@ -31,6 +31,7 @@ struct World {
     dice: ChaCha8Rng,
     cluster: Cluster,
     reads: Vec<Asked>,
+    follower_reads: Vec<Asked>,
     /// Messages that arrive very late.
     attic: Vec<Envelope>,
     /// True if all nodes tick together: with leases all clocks must run about equally fast.
@@ -73,6 +74,7 @@ impl World {
             dice,
             cluster,
             reads: Vec::new(),
+            follower_reads: Vec::new(),
             attic: Vec::new(),
             lockstep,
             proposals: 0,
@@ -124,6 +126,7 @@ impl World {
             _ => {}
         }
         self.answer_reads();
+        self.answer_follower_reads();
     }
 
     fn tick_together(&mut self) {
@@ -249,6 +252,45 @@ impl World {
                 });
             }
             self.cluster.turn(at);
+        }
+        self.read_on_followers();
+    }
+
+    fn read_on_followers(&mut self) {
+        for at in self.cluster.ids() {
+            let committed = self.cluster.oracle.committed.len();
+            if !self.cluster.runs(at) {
+                continue;
+            }
+            if let Ok(ticket) = self.cluster.raft_mut(at).ask_read_index() {
+                self.follower_reads.push(Asked {
+                    at,
+                    ticket,
+                    committed,
+                });
+            }
+            self.cluster.turn(at);
+        }
+    }
+
+    /// Checks that reads on followers are linearizable. They outlive leaders, and end with their process.
+    fn answer_follower_reads(&mut self) {
+        for node in self.cluster.nodes.values_mut() {
+            for grant in std::mem::take(&mut node.follower_grants) {
+                self.follower_reads.retain(|asked| {
+                    let granted = asked.at == node.id && asked.ticket <= grant.ticket;
+                    if granted && grant.index < Index(asked.committed as u64) {
+                        self.cluster.oracle.violations.push(format!(
+                            "{} serves a follower's read at {}, but {} was committed before",
+                            node.id, grant.index, asked.committed
+                        ));
+                    }
+                    !granted
+                });
+            }
+            if node.raft.is_none() {
+                self.follower_reads.retain(|asked| asked.at != node.id);
+            }
         }
     }
 
@@ -390,6 +432,7 @@ impl World {
         }
         self.recover()?;
         self.answer_reads();
+        self.answer_follower_reads();
         self.cluster.oracle.match_logs(&self.cluster.nodes);
         self.verdict()
     }
@@ -456,5 +499,8 @@ mod known_bugs {
         two_changes_at_once: TwoChangesAtOnce,
         snapshot_keeps_conflicting_log: SnapshotKeepsConflictingLog,
         vote_ignores_log: VoteIgnoresLog,
+        follower_read_unconfirmed: FollowerReadUnconfirmed,
+        follower_read_own_term_missing: FollowerReadOwnTermMissing,
+        follower_read_old_answer: FollowerReadOldAnswer,
     }
 }

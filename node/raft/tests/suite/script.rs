@@ -353,6 +353,7 @@ impl Script {
                 lease: false,
                 quiet: false,
                 comparison: None,
+                answers_reads: true,
             },
             "heartbeat-reply" => Message::HeartbeatReply {
                 read_round: 0,

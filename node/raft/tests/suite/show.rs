@@ -18,6 +18,8 @@ pub(crate) fn kind(message: &Message) -> &'static str {
         Message::HeartbeatReply { .. } => "heartbeat-reply",
         Message::SnapshotChunk(_) => "snapshot",
         Message::SnapshotReply { .. } => "snapshot-reply",
+        Message::ReadIndex { .. } => "read-index",
+        Message::ReadIndexReply { .. } => "read-index-reply",
         Message::TimeoutNow => "timeout-now",
         Message::JoinRequest { .. } => "join",
     }
@@ -79,6 +81,10 @@ fn details(message: &Message) -> String {
             format!(" last={snapshot} {status}")
         }
         Message::TimeoutNow => String::new(),
+        Message::ReadIndex { question } => format!(" question={question}"),
+        Message::ReadIndexReply { question, index } => {
+            format!(" question={question} index={index}")
+        }
         Message::JoinRequest { address } => format!(" {address}"),
     }
 }

@@ -238,6 +238,7 @@ fn a_stop_returns_a_verdict_that_no_poll_has_returned() {
                 index,
                 agreed: Some(0),
             }),
+            answers_reads: true,
         },
     };
     replica.receive(heartbeat.clone()).unwrap();

@@ -11,6 +11,7 @@ mod awaited;
 mod catching_up;
 mod cluster;
 mod divergence;
+mod follower_reads;
 mod levels;
 mod membership;
 mod restart;

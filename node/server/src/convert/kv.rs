@@ -99,6 +99,11 @@ pub(crate) fn read(query: Query) -> MachineRequest {
     Request::Read(machine::Query::Shards(query))
 }
 
+/// Returns a linearizable read of shards that followers serve, too.
+pub(crate) fn read_here(query: Query) -> MachineRequest {
+    Request::ReadHere(machine::Query::Shards(query))
+}
+
 /// Returns a read of this node's own state of shards, which may be behind.
 pub(crate) fn read_local(query: Query) -> MachineRequest {
     Request::ReadLocal(machine::Query::Shards(query))

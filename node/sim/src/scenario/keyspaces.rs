@@ -1,4 +1,4 @@
-//! Draws the clients of keyspaces.
+//! Draws the clients of keyspaces, and the reads that followers serve.
 
 use super::{Scenario, large};
 use crate::keyspace_client::KeyspaceOptions;
@@ -12,6 +12,24 @@ impl Scenario {
             Some(_) => replica::FEATURE_LEVEL,
             // Without keyspaces the next level is the same, but worlds of known bugs would change.
             None => replica::DIGEST_LEVEL,
+        }
+    }
+
+    /// Lets followers serve reads in a part of the worlds, most often of keyspaces.
+    pub(super) fn draw_follower_reads(&mut self, rng: &mut SimRng) {
+        let share = if self.keyspaces.is_some() {
+            750_000
+        } else {
+            250_000
+        };
+        if rng.chance(share) {
+            self.follower_reads = *rng.pick(&[100_000, 500_000, 1_000_000]).unwrap_or(&0);
+        }
+        // The others elect another leader, which the two don't hear of.
+        if self.follower_reads > 0 && self.hosts > 3 && rng.coin() {
+            self.stranded_leaders = 20_000;
+            self.replica.raft.check_quorum = false;
+            self.replica.raft.lease_reads = false;
         }
     }
 

@@ -23,6 +23,7 @@ impl World {
         if self.forward_elsewhere(number, id, &request) {
             return Ok(());
         }
+        let number = self.spread_read(number, &request);
         self.take_request(number, id, request)
     }
 
@@ -47,6 +48,7 @@ impl World {
         self.trace(number, || format!("receives request {id:x?}: {request:?}"));
         self.note_read(number, id, &request);
         let request = self.confirm_first(number, id, request);
+        let request = self.read_here(request);
         self.deliver(number, Input::Request(id, request))
     }
 

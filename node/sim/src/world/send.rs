@@ -84,6 +84,7 @@ impl World {
         };
         self.check_fresh(from, committed, &outcome)?;
         self.check_served(from, id, &outcome)?;
+        self.count_follower_read(from, &outcome);
         self.trace(from, || format!("answers {id:x?}: {outcome:?}"));
         self.transmit_answer(from, after, id, outcome);
         Ok(())
@@ -91,18 +92,8 @@ impl World {
 
     /// Checks that a read shows every entry that was committed when the request arrived.
     pub(super) fn check_fresh(&self, from: HostId, committed: Index, outcome: &Outcome) -> Checked {
-        let is_read = matches!(
-            outcome,
-            Ok(Answer::Machine(
-                Reply::Keyspace(_)
-                    | Reply::Kv(Response::Value(_) | Response::Page { .. })
-                    | Reply::Ctrl(
-                        shardctrler::Response::Config(_) | shardctrler::Response::Configs(_)
-                    )
-            ))
-        );
         let (applied, _) = self.hosts[from].disk.position();
-        if !is_read || applied.index >= committed {
+        if !is_read(outcome) || applied.index >= committed {
             return Ok(());
         }
         Err(Violation::new(
@@ -180,4 +171,16 @@ impl World {
         );
         id
     }
+}
+
+/// Returns true for the answer to a read.
+pub(super) fn is_read(outcome: &Outcome) -> bool {
+    matches!(
+        outcome,
+        Ok(Answer::Machine(
+            Reply::Keyspace(_)
+                | Reply::Kv(Response::Value(_) | Response::Page { .. })
+                | Reply::Ctrl(shardctrler::Response::Config(_) | shardctrler::Response::Configs(_))
+        ))
+    )
 }
