@@ -14,7 +14,7 @@ use crate::keyspaces::{all, create, header, named, put};
 use crate::wait::{holds, until};
 use crate::world::{World, channel};
 
-/// Writers that put keys one after the other, each through one node.
+/// Writers that put keys one after the other, each through one node, and look for each key through another one.
 struct Writers {
     stop: Arc<AtomicBool>,
     tasks: JoinSet<(i64, i64)>,
@@ -27,13 +27,24 @@ impl Writers {
         let mut tasks = JoinSet::new();
         for (node, channel) in through.iter().enumerate() {
             let mut kv = KvClient::new(channel.clone());
+            let mut other = KvClient::new(through[(node + 1) % through.len()].clone());
             let stop = Arc::clone(&stop);
             tasks.spawn(async move {
                 let (mut sure, mut unsure) = (0, 0);
                 while !stop.load(Ordering::Relaxed) {
                     let key = format!("w{node}/{:09}", sure + unsure);
                     match kv.put(named(keyspace, put(&key, "x"))).await {
-                        Ok(_) => sure += 1,
+                        Ok(_) => {
+                            sure += 1;
+                            let read = pb::RangeRequest {
+                                key: key.into(),
+                                ..pb::RangeRequest::default()
+                            };
+                            match other.range(named(keyspace, read)).await {
+                                Ok(found) => assert_eq!(found.into_inner().count, 1),
+                                Err(status) => assert!(may_doubt, "{status:?}"),
+                            }
+                        }
                         Err(status) => {
                             assert!(may_doubt, "{status:?}");
                             assert_eq!(status.code(), Code::Unavailable, "{status:?}");

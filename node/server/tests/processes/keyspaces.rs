@@ -147,11 +147,10 @@ async fn clients_of_etcd_use_a_keyspace_through_any_node_of_a_group() {
             Ok::<_, String>(header.member_id)
         })
         .await;
+        assert!(!members.contains(&member));
         members.push(member);
     }
-    members.sort_unstable();
-    members.dedup();
-    assert_eq!(members.len(), 3);
+    linearizable_reads(&through, &members).await;
 
     transactions(&through).await;
     parts(&through[1]).await;
@@ -173,6 +172,25 @@ async fn clients_of_etcd_use_a_keyspace_through_any_node_of_a_group() {
     }
     refusals(&through).await;
     upkeep(&cluster, &through).await;
+}
+
+/// Each replica serves linearizable reads by itself, unless it is slow, and each sees what was acknowledged at another.
+async fn linearizable_reads(through: &[Channel], members: &[u64]) {
+    create(&through[0], "fresh").await;
+    for (node, member) in members.iter().enumerate() {
+        until("a replica reads by itself", async || {
+            let mut writer = KvClient::new(through[(node + 1) % 3].clone());
+            let written = writer.put(named("fresh", put("k", "v"))).await;
+            let written = written.map_err(|status| status.to_string())?.into_inner();
+            let mut reader = KvClient::new(through[node].clone());
+            let read = reader.range(named("fresh", all())).await;
+            let read = read.map_err(|status| status.to_string())?.into_inner();
+            let (written, read) = (header(written.header), header(read.header));
+            assert!(read.revision >= written.revision, "{read:?} {written:?}");
+            holds(read.member_id == *member, format!("{read:?}"))
+        })
+        .await;
+    }
 }
 
 async fn transactions(through: &[Channel]) {

@@ -15,7 +15,6 @@ use tonic::{Code, Request, Response, Status};
 use super::maintenance::record;
 use super::serve::{Answered, Call, EtcdServices, Method};
 use super::status::{Failure, finally};
-use super::store::Freshness;
 use crate::forward::Repeat;
 use crate::metrics::Metrics;
 
@@ -96,11 +95,7 @@ impl Method for MemberListMethod {
         call: &Call,
         request: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
-        let freshness = if request.linearizable {
-            Freshness::Linearizable
-        } else {
-            Freshness::Serializable
-        };
+        let freshness = call.freshness(!request.linearizable);
         let (header, record) = record(services, call, freshness).await?;
         let member = pb::Member {
             id: header.member_id,

@@ -119,14 +119,6 @@ pub(super) fn client(channel: Channel) -> KvClient<Channel> {
     KvClient::new(channel).max_decoding_message_size(usize::MAX)
 }
 
-fn freshness(serializable: bool) -> Freshness {
-    if serializable {
-        Freshness::Serializable
-    } else {
-        Freshness::Linearizable
-    }
-}
-
 pub(super) struct RangeMethod;
 
 impl Method for RangeMethod {
@@ -146,7 +138,7 @@ impl Method for RangeMethod {
         call: &Call,
         request: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
-        let freshness = freshness(request.serializable);
+        let freshness = call.freshness(request.serializable);
         let range = requests::range(request)?;
         keyspace::check_range(&range)?;
         let keyspaces = &services.keyspaces;
@@ -348,7 +340,7 @@ impl Method for TxnMethod {
         call: &Call,
         request: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
-        let freshness = freshness(is_serializable(&request));
+        let freshness = call.freshness(is_serializable(&request));
         let keyspaces = &services.keyspaces;
         let txn = requests::txn(request, keyspaces.limits.max_ops as usize)?;
         keyspace::check_txn(&txn, &keyspaces.limits)?;

@@ -282,7 +282,7 @@ impl Method for LeasesMethod {
         _: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
         let keyspaces = &services.keyspaces;
-        let read = keyspaces.read(&call.keyspace, Freshness::Linearizable, |reader, found| {
+        let read = keyspaces.read(&call.keyspace, call.freshness(false), |reader, found| {
             let leases = keyspace::read_leases(reader, found.place, None, MAX_LISTED + 1)?;
             if leases.len() > MAX_LISTED {
                 return Ok(Err(Refusal::TooManyRequests));

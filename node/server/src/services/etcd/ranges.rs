@@ -346,9 +346,8 @@ impl Method for PartMethod {
         request: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
         let keyspaces = &services.keyspaces;
-        if !request.serializable {
-            keyspaces.freshen(Freshness::Linearizable).await?;
-        }
+        let freshness = call.freshness(request.serializable);
+        keyspaces.freshen(freshness).await?;
         let range = requests::range(request)?;
         keyspace::check_range(&range)?;
         let small = size(&range) == Size::Small;

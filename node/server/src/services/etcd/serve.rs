@@ -20,7 +20,7 @@ use super::edge::Authority;
 use super::leader;
 use super::naming::{KEYSPACE_METADATA_KEY, Naming, Said};
 use super::status::{self, Failure};
-use super::store::Keyspaces;
+use super::store::{Freshness, Keyspaces};
 use crate::admission::Admission;
 use crate::forward::{
     self, Forwarder, Repeat, is_elsewhere, is_forbidden, is_on_its_way, once_for,
@@ -63,6 +63,17 @@ pub(crate) struct Call {
     pub(crate) requires_leader: bool,
     /// The time of the call's arrival.
     pub(crate) arrived: std::time::Instant,
+}
+
+impl Call {
+    /// Returns the state that a read of this call wants. A call that another node has passed on came for the leader.
+    pub(super) fn freshness(&self, serializable: bool) -> Freshness {
+        match (serializable, self.forbidden) {
+            (true, _) => Freshness::Serializable,
+            (false, true) => Freshness::Linearizable,
+            (false, false) => Freshness::ReadIndex,
+        }
+    }
 }
 
 /// An answer that was made here, with its share of the budget of answers.

@@ -4,7 +4,8 @@
 //! - [`Keyspaces::write`] needs the keyspace's id before the log. It remembers ids, and looks a name up again when the keyspace with
 //!   the id is gone. A write whose outcome isn't known is never proposed again.
 //!
-//! All of it works at the leader of the group that owns the keyspace's shard, and serializable reads at each of the group's nodes.
+//! All of it works at the leader of the group that owns the keyspace's shard; reads for clients ([`Freshness::ReadIndex`],
+//! [`Freshness::Serializable`]) also at the group's other nodes.
 //! Other nodes get [`Failure::Node`] with a refusal that [`serve`](super::serve) follows.
 
 use std::collections::BTreeMap;
@@ -77,8 +78,10 @@ pub(crate) struct Identity {
 /// The state that a read wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Freshness {
-    /// All that was acknowledged before. Only the leader has it.
+    /// All that was acknowledged before, at the leader.
     Linearizable,
+    /// All that was acknowledged before, at any replica. A follower asks its leader for the read index.
+    ReadIndex,
     /// The state of any replica, which may lag.
     Serializable,
 }
@@ -151,15 +154,21 @@ impl Keyspaces {
                 answer => return answer,
             }
         }
-        self.replica.confirm().await?;
+        let at_leader = match freshness {
+            Freshness::Serializable => Freshness::Linearizable,
+            freshness => freshness,
+        };
+        self.freshen(at_leader).await?;
         self.read_here(weight, name, read).await
     }
 
     /// Returns when the state here is as fresh as a read wants it. It may then read as
     /// [serializable](Freshness::Serializable).
     pub(crate) async fn freshen(&self, freshness: Freshness) -> Result<(), Failure> {
-        if freshness == Freshness::Linearizable {
-            self.replica.confirm().await?;
+        match freshness {
+            Freshness::Linearizable => self.replica.confirm().await?,
+            Freshness::ReadIndex => self.replica.confirm_here().await?,
+            Freshness::Serializable => {}
         }
         Ok(())
     }
