@@ -88,6 +88,11 @@ etcd-diff: build ## Send the same random calls to a real etcd and to a keyspace,
 etcd-suite: build ## Run etcd's own `common` tests against nodes of ours, those that can't apply, too (6 minutes)
 	@.ci/etcd-suite "$(bin)" $(ARGS)
 
+.PHONY: etcd-robustness
+etcd-robustness: build ## Run etcd's robustness tests, its traffic and its checks, on groups of three nodes that are killed and frozen (2 minutes; ARGS="-rounds 10")
+	$(CARGO) build --release -p shardkv-server --example applied
+	@.ci/robustness "$(bin)" $(ARGS)
+
 .PHONY: kube-storage
 kube-storage: build ## Run the tests of the API server's storage, and of its watch cache, on keyspaces (5 minutes; ARGS=etcd3: 1)
 	@.ci/kube-storage "$(bin)" $(or $(ARGS),etcd3 cacher)
@@ -140,7 +145,7 @@ lint: deps ## Check formatting, clippy and documentation (warnings are errors), 
 	$(CARGO) clippy --release -p shardkv-powercut --all-targets -- -D warnings
 	@$(MAKE) doc
 	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
-	cd .ci/etcd && test -z "$$(gofmt -l .)" && go vet ./...
+	cd .ci/etcd && test -z "$$(gofmt -l . ../etcd-robustness)" && go vet ./...
 	cd .ci/compose && test -z "$$(gofmt -l .)" && go vet ./... && go run . "$(abspath deploy/compose.yaml)"
 	cd .ci/links && test -z "$$(gofmt -l .)" && go vet ./... && go test ./... && go run . "$(abspath .)"
 	@.ci/purity
