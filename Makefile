@@ -146,6 +146,8 @@ lint: deps ## Check formatting, clippy and documentation (warnings are errors), 
 	@$(MAKE) doc
 	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
 	cd .ci/etcd && test -z "$$(gofmt -l . ../etcd-robustness)" && go vet ./...
+	cd deploy/examples/election-go && test -z "$$(gofmt -l .)" && go vet ./...
+	$(CARGO) fmt --check --manifest-path deploy/examples/election-rust/Cargo.toml
 	cd .ci/compose && test -z "$$(gofmt -l .)" && go vet ./... && go run . "$(abspath deploy/compose.yaml)"
 	cd .ci/links && test -z "$$(gofmt -l .)" && go vet ./... && go test ./... && go run . "$(abspath .)"
 	@.ci/purity
@@ -203,6 +205,17 @@ example-python: build ## Run the plain gRPC client in Python against a playgroun
 example-rust: build ## Run the Rust application against a playground of two groups
 	$(CARGO) build --release -p shardkv-example
 	@PATH="$(abspath $(bin)):$$PATH" deploy/examples/playground.sh shardkv-example
+
+.PHONY: example-elections
+example-elections: build ## Run applications with leader election in Go, Python and Rust (etcd-client) on keyspaces of playgrounds, and kill their leaders
+	@.ci/examples-deps
+	$(CARGO) build --locked --manifest-path deploy/examples/election-rust/Cargo.toml --target-dir "$(abspath $(bin)/../election-rust)"
+	cd deploy/examples/election-go && go build -trimpath -o "$(abspath $(bin)/../election-go)" .
+	@VENV="$(abspath $(bin)/../election-python)" deploy/examples/election-python/run.sh install
+	@for program in "$(abspath $(bin)/../election-go)" "$(abspath $(bin)/../election-rust/debug/shardkv-election)" deploy/examples/election-python/run.sh; do \
+		printf '%s\n' "$$program"; \
+		PATH="$(abspath $(bin)):$$PATH" VENV="$(abspath $(bin)/../election-python)" deploy/examples/playground.sh deploy/examples/election.sh "$$program" || exit 1; \
+	done
 
 .PHONY: kube-up
 kube-up: $(if $(filter shardkv,$(STORE)),build) ## Start a Kubernetes of three nodes on this machine (the first time it compiles it, about 13 minutes; STORE=shardkv: on a keyspace); needs root
