@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The demo on Kubernetes: installs the operator, creates a cluster of two groups, imports real data, and then, under load, scales to
-# three groups, deletes the pod of a leader, kills a whole machine, and scales back to two. No operation fails, every read
-# is right, and at the end the store has all imported data, byte for byte.
+# The demo on Kubernetes: installs the operator, creates a cluster of two groups and two keyspaces, imports real data, and then, under load,
+# scales to three groups, deletes the pod of a leader, kills a whole machine, and scales back to two. No operation fails, every read
+# is right, etcdctl's watch sees each change of a keyspace once and in order, and at the end the store has all imported data, byte for byte.
 # `make kube-demo` builds and runs it. Without KUBECONFIG it starts the three-node Kubernetes of deploy/kube, and stops it at the end;
-# with KUBECONFIG it uses that cluster, with the images IMAGE and OPERATOR_IMAGE. INPUT=file.tsv imports `key<TAB>value` lines.
+# with KUBECONFIG it uses that cluster, with the images IMAGE and OPERATOR_IMAGE, and ETCDCTL_IMAGE with etcdctl. INPUT=file.tsv imports `key<TAB>value` lines.
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")/.."
@@ -12,6 +12,7 @@ export PATH="$cache/bin:$PATH"
 
 name=demo
 namespace=shop
+tenant=shop-team
 operator_namespace=shardkv-system
 work=$(mktemp -d -t shardkv-kube-demo.XXXXXX)
 # Objects that this run created, and removes at the end.
@@ -43,7 +44,8 @@ clean_up() {
     fi
     revive_node >/dev/null
     if [ -n "$made_namespace" ]; then
-        in_shop delete skv --all --wait --timeout=120s >/dev/null 2>&1
+        kubectl delete namespace "$tenant" --timeout=120s >/dev/null 2>&1
+        in_shop delete skvks,skv --all --wait --timeout=120s >/dev/null 2>&1
         kubectl delete namespace "$namespace" --timeout=120s >/dev/null
     fi
     if [ -n "$installed_operator" ]; then
@@ -62,7 +64,7 @@ trap 'exit 130' INT TERM
 # Writes logs, events and objects into the work folder, to explain a failure.
 dump() {
     local pod
-    in_shop get skv,all,pvc,pdb,configmap,endpointslices -o yaml >"$work/objects.yaml" 2>&1
+    in_shop get skv,skvks,all,pvc,pdb,configmap,endpointslices -o yaml >"$work/objects.yaml" 2>&1
     in_shop get events --sort-by=.lastTimestamp >"$work/events.txt" 2>&1
     kubectl get nodes,pods -A -o wide >"$work/pods.txt" 2>&1
     for pod in $(in_shop get pods -o name); do
@@ -131,6 +133,90 @@ spec:
       resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {memory: 256Mi}}
       securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
 POD
+}
+
+# Prints the manifest of a pod that runs etcdctl on the client's machine.
+etcdctl_pod() { # namespace, name, arguments...
+    local at=$1 pod=$2 command
+    shift 2
+    command=$(printf ', "%s"' "$@")
+    cat <<POD
+apiVersion: v1
+kind: Pod
+metadata: {name: $pod, namespace: $at}
+spec:
+  restartPolicy: Never
+  nodeSelector: {kubernetes.io/hostname: "$client_machine"}
+  securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+  containers:
+    - name: etcdctl
+      image: $etcdctl_image
+      imagePullPolicy: IfNotPresent
+      command: [etcdctl$command]
+      resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {memory: 256Mi}}
+      securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+POD
+}
+
+# Runs etcdctl in a pod, and prints its output.
+etcdctl() { # namespace, arguments...
+    local at=$1 output
+    shift
+    etcdctl_pod "$at" etcdctl "$@" | kubectl apply -f - >/dev/null
+    kubectl --namespace "$at" wait pod/etcdctl --for=jsonpath='{.status.phase}'=Succeeded --timeout=60s >/dev/null ||
+        fail "etcdctl $*: $(kubectl --namespace "$at" logs etcdctl 2>&1)"
+    output=$(kubectl --namespace "$at" logs etcdctl)
+    kubectl --namespace "$at" delete pod etcdctl --grace-period=1 >/dev/null
+    printf '%s\n' "$output"
+}
+
+# Creates two keyspaces, in the namespace of the cluster and in another one, and starts a watch of the first.
+make_keyspaces() {
+    kubectl create namespace "$tenant" >/dev/null
+    kubectl label namespace "$tenant" pod-security.kubernetes.io/enforce=restricted >/dev/null
+    local at
+    for at in "$namespace" "$tenant"; do
+        kubectl apply -f - <<RESOURCE | indented
+apiVersion: shardkv.io/v1alpha1
+kind: ShardKvKeyspace
+metadata: {name: orders, namespace: $at}
+spec:
+  clusterRef: {name: $name, namespace: $namespace}
+  quota: 64Mi
+  deletionPolicy: Delete
+RESOURCE
+        kubectl --namespace "$at" wait skvks/orders --for=condition=Ready --timeout=60s >/dev/null ||
+            fail "no keyspace in $at: $(kubectl --namespace "$at" get skvks orders -o jsonpath='{.status}')"
+    done
+    kubectl get skvks -A -o wide | indented
+    etcdctl_pod "$namespace" orders-watch watch --endpoints="orders.$namespace:2379" --prefix --rev=1 item/ | kubectl apply -f - >/dev/null
+    put_order 1
+    put_order 2
+    # The name of a keyspace has its namespace in it, so the other one has nothing of this.
+    [ -z "$(etcdctl "$tenant" get --endpoints="orders.$tenant:2379" --prefix '')" ] || fail "keyspaces see each other"
+    etcdctl "$tenant" put --endpoints="orders.$tenant.svc.cluster.local:2379" item/1 other | indented
+}
+
+put_order() { # number
+    printf '    etcdctl --endpoints=orders.%s:2379 put item/%s ordered: %s\n' "$namespace" "$1" \
+        "$(etcdctl "$namespace" put --endpoints="orders.$namespace:2379" "item/$1" ordered)"
+}
+
+# Checks what the watch and the keyspaces have, and deletes the keyspaces.
+check_keyspaces() {
+    local expected
+    expected=$(printf 'PUT\nitem/%s\nordered\n' 1 2 3 4)
+    watch_is_whole() { [ "$(in_shop logs orders-watch)" = "$expected" ]; }
+    until_true 30 "the watch's four changes; it has: $(in_shop logs orders-watch | paste -sd' ')" watch_is_whole
+    printf '    The watch that began before the scaling saw each change once, in order.\n'
+    [ "$(etcdctl "$tenant" get --endpoints="orders.$tenant:2379" --print-value-only item/1)" = other ] || fail "the other keyspace lost its key"
+    kubectl get skvks -A | indented
+    in_shop delete pod orders-watch --grace-period=1 >/dev/null
+    local at
+    for at in "$namespace" "$tenant"; do
+        kubectl --namespace "$at" delete skvks orders --timeout=60s | indented
+    done
+    [ -z "$(shardkv keyspace list | grep -F orders. || true)" ] || fail "a deleted keyspace is still in the store"
 }
 
 # Starts a pod that generates load until it is stopped, and returns when the load runs. The pod's log is the history.
@@ -252,6 +338,7 @@ metadata: {name: $name, namespace: $namespace}
 spec:
   groups: 2
   shards: 12
+  keyspaceNamespaces: [$tenant]
   image: $image
   storage: {size: 1Gi, onGroupRemoval: Delete, onClusterDeletion: Retain}
   controllers: {resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {memory: 512Mi}}}
@@ -289,6 +376,7 @@ show_groups() {
 
 image=${IMAGE:-shardkv:0.1.0}
 operator_image=${OPERATOR_IMAGE:-shardkv-operator:0.1.0}
+etcdctl_image=${ETCDCTL_IMAGE:-etcdctl:3}
 prepare_input
 start_kubernetes
 
@@ -309,10 +397,14 @@ shardkv delete greeting | indented
 say "Import $records records from ${INPUT:-the package list of this machine}"
 shardkv import --format tsv - <"$input"
 
+say "kubectl apply ShardKvKeyspaces: etcdctl dials their services, one of them in another namespace"
+make_keyspaces
+
 say "Under load: kubectl scale from 2 groups to 3"
 start_load load-out
 scale 3 180
 show_groups
+put_order 3
 
 say "kubectl delete pod: the leader of a group"
 leader=$(in_shop get skv "$name" -o jsonpath='{.status.groups[0].leader}')
@@ -351,6 +443,10 @@ if [ -n "$dead_node" ]; then
 fi
 await condition=Degraded=False 120
 show_groups
+
+say "The keyspaces, after all this"
+put_order 4
+check_keyspaces
 
 say "Export everything and compare it with the input"
 shardkv export --format tsv 2>/dev/null | { grep -v '^demo-load/' || true; } | sort >"$work/exported.tsv"

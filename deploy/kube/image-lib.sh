@@ -6,14 +6,18 @@
 archives=$cache/images
 pause_image=docker.io/library/pause:0.1.0
 busybox_image=docker.io/library/busybox:1
+etcdctl_image=docker.io/library/etcdctl:3
 
-# The two images that every pod and every volume needs: the process that holds a pod's namespaces, and a shell.
+# The two images that every pod and every volume needs: the process that holds a pod's namespaces, and a shell. And one with etcdctl.
 images_up() {
     mkdir -p "$archives"
     rm -rf "$cache"/basic.??????
     archive_of pause "$pause_image" "$cache/bin/pause" '["/pause"]' pause_layer
     archive_of busybox "$busybox_image" "$busybox" '["/bin/sh"]' busybox_layer
+    archive_of etcdctl "$etcdctl_image" "$cache/bin/etcdctl" '["/bin/etcdctl"]' etcdctl_layer
 }
+
+etcdctl_layer() { install -D "$cache/bin/etcdctl" "$1/bin/etcdctl"; }
 
 pause_layer() { cp "$cache/bin/pause" "$1/pause"; }
 
