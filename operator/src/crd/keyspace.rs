@@ -36,7 +36,7 @@ pub struct ShardKvKeyspaceSpec {
     #[x_kube(validation = ("self == oldSelf", "clusterRef can't be changed: a keyspace doesn't move between clusters. Create another resource, and copy the keys"))]
     pub cluster_ref: ClusterRef,
 
-    /// The most bytes of keys, values and versions that are not compacted, such as 512Mi. Each version counts 128 bytes more, and each lease 64.
+    /// The most bytes of keys, values and versions that are not compacted, such as 512Mi. Each put counts its key twice and 96 bytes more.
     /// Beyond it puts are refused; deletions and compactions go on.
     #[serde(default = "default_quota")]
     #[schemars(
