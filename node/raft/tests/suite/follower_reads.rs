@@ -186,7 +186,7 @@ fn only_leaders_that_answer_are_asked() {
     cluster.elect(node(1));
     // It follows, and no heartbeat has told yet what the leader can do.
     let term = cluster.raft(node(1)).term();
-    let mut tell = |cluster: &mut Cluster, answers_reads| {
+    let tell = |cluster: &mut Cluster, answers_reads| {
         let message = Message::Heartbeat {
             commit: Index(0),
             read_round: 0,
