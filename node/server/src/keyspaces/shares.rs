@@ -51,7 +51,7 @@ pub(crate) struct Share {
 }
 
 /// Invariants: `used` is the sum of what the keyspaces hold; each keyspace in `all` holds something or has calls that wait, and those that have are
-/// in `waiting`, once each.
+/// in `waiting`, once each; whenever the lock is free, no call at the front of a keyspace's queue fits, unless its caller goes at this moment.
 #[derive(Debug, Default)]
 struct State {
     used: usize,
@@ -70,6 +70,16 @@ struct Holder {
 struct Waiter {
     amount: usize,
     granted: oneshot::Sender<Share>,
+}
+
+/// A call that waits. When it goes, those behind it may fit.
+#[derive(Debug)]
+struct Waiting<'a> {
+    budget: &'a Arc<FairBudget>,
+    keyspace: Arc<str>,
+    granted: oneshot::Receiver<Share>,
+    /// True once it has its share.
+    is_over: bool,
 }
 
 impl Bounds {
@@ -107,11 +117,7 @@ impl FairBudget {
     ) -> Result<Share, ErrorDetail> {
         let amount = amount.clamp(1, self.bounds.most());
         let mut state = self.lock();
-        let waits = state
-            .all
-            .get(keyspace)
-            .is_some_and(|it| !it.waiting.is_empty());
-        if waits || !self.fits(&state, keyspace, amount) {
+        if state.is_awaited(keyspace) || !self.fits(&state, keyspace, amount) {
             return Err(self.full());
         }
         let keyspace = state.name(keyspace);
@@ -124,12 +130,15 @@ impl FairBudget {
         keyspace: &str,
         amount: usize,
     ) -> Result<Share, ErrorDetail> {
-        let granted = match self.take_or_wait(keyspace, amount)? {
+        let mut waiting = match self.take_or_wait(keyspace, amount)? {
             Ok(share) => return Ok(share),
-            Err(granted) => granted,
+            Err(waiting) => waiting,
         };
-        match timeout(self.bounds.patience, granted).await {
-            Ok(Ok(share)) => Ok(share),
+        match timeout(self.bounds.patience, &mut waiting.granted).await {
+            Ok(Ok(share)) => {
+                waiting.is_over = true;
+                Ok(share)
+            }
             _ => Err(self.full()),
         }
     }
@@ -139,16 +148,15 @@ impl FairBudget {
         self: &Arc<Self>,
         keyspace: &str,
         amount: usize,
-    ) -> Result<Result<Share, oneshot::Receiver<Share>>, ErrorDetail> {
+    ) -> Result<Result<Share, Waiting<'_>>, ErrorDetail> {
         let amount = amount.clamp(1, self.bounds.most());
         let mut state = self.lock();
         let name = state.name(keyspace);
-        let fits = self.fits(&state, keyspace, amount);
-        let holder = state.all.entry(Arc::clone(&name)).or_default();
-        if holder.waiting.is_empty() && fits {
+        let is_queued = state.is_awaited(keyspace);
+        if !is_queued && self.fits(&state, keyspace, amount) {
             return Ok(Ok(self.grant(&mut state, name, amount)));
         }
-        let is_queued = !holder.waiting.is_empty();
+        let holder = state.all.entry(Arc::clone(&name)).or_default();
         if holder.waiting.len() >= self.bounds.max_waiting {
             // Some may have given up.
             holder.waiting.retain(|it| !it.granted.is_closed());
@@ -160,9 +168,14 @@ impl FairBudget {
         let (granted, receiver) = oneshot::channel();
         holder.waiting.push_back(Waiter { amount, granted });
         if !is_queued {
-            state.waiting.push_back(name);
+            state.waiting.push_back(Arc::clone(&name));
         }
-        Ok(Err(receiver))
+        Ok(Err(Waiting {
+            budget: self,
+            keyspace: name,
+            granted: receiver,
+            is_over: false,
+        }))
     }
 
     /// Returns what all keyspaces hold.
@@ -201,7 +214,7 @@ impl FairBudget {
         }
     }
 
-    /// Takes back a part of a share, and grants what calls wait for. Each keyspace whose calls wait has its turn.
+    /// Takes back a part of a share, and grants what calls wait for.
     fn give_back(self: &Arc<Self>, keyspace: &Arc<str>, amount: usize) {
         // Those whose caller is gone are dropped without the lock, because a drop gives them back.
         let mut unwanted = Vec::new();
@@ -211,37 +224,59 @@ impl FairBudget {
             holder.held = holder.held.saturating_sub(amount);
         }
         state.forget(keyspace);
-        for _ in 0..state.waiting.len() {
-            let Some(name) = state.waiting.pop_front() else {
-                break;
-            };
-            self.grant_next(&mut state, &name, &mut unwanted);
-            state.enqueue(name);
-        }
+        self.grant_waiting(&mut state, &mut unwanted);
         drop(state);
     }
 
-    /// Grants as many of a keyspace's waiting calls as there is room for.
-    fn grant_next(self: &Arc<Self>, state: &mut State, name: &Arc<str>, unwanted: &mut Vec<Share>) {
-        loop {
-            let Some(holder) = state.all.get_mut(name) else {
-                return;
-            };
-            let Some(first) = holder.waiting.pop_front() else {
-                return;
-            };
-            if first.granted.is_closed() {
-                continue;
-            }
-            if !self.fits(state, name, first.amount) {
-                if let Some(holder) = state.all.get_mut(name) {
-                    holder.waiting.push_front(first);
-                }
-                return;
-            }
-            let share = self.grant(state, Arc::clone(name), first.amount);
-            unwanted.extend(first.granted.send(share).err());
+    /// Takes in that a call of a keyspace waits no more, and grants what those behind it wait for.
+    fn give_up(self: &Arc<Self>, keyspace: &Arc<str>) {
+        let mut unwanted = Vec::new();
+        let mut state = self.lock();
+        if !state.is_awaited(keyspace) {
+            state.forget(keyspace);
         }
+        self.grant_waiting(&mut state, &mut unwanted);
+        drop(state);
+    }
+
+    /// Grants what calls wait for until nothing more fits. A turn grants one call of a keyspace, whose next turn comes after those of all others. A
+    /// keyspace that finds no room keeps its place. A grant makes room for nobody, so those before it need no second look.
+    fn grant_waiting(self: &Arc<Self>, state: &mut State, unwanted: &mut Vec<Share>) {
+        let mut at = 0;
+        while let Some(name) = state.waiting.get(at).cloned() {
+            if self.grant_first(state, &name, unwanted) {
+                state.waiting.remove(at);
+                state.enqueue(name);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// Grants the first of a keyspace's calls. Returns false if there is no room for it.
+    fn grant_first(
+        self: &Arc<Self>,
+        state: &mut State,
+        name: &Arc<str>,
+        unwanted: &mut Vec<Share>,
+    ) -> bool {
+        let Some(holder) = state.all.get_mut(name) else {
+            return true;
+        };
+        holder.drop_gone();
+        let Some(amount) = holder.waiting.front().map(|it| it.amount) else {
+            return true;
+        };
+        if !self.fits(state, name, amount) {
+            return false;
+        }
+        let share = self.grant(state, Arc::clone(name), amount);
+        let holder = state.all.get_mut(name);
+        match holder.and_then(|it| it.waiting.pop_front()) {
+            Some(first) => unwanted.extend(first.granted.send(share).err()),
+            None => unwanted.push(share),
+        }
+        true
     }
 
     fn full(&self) -> ErrorDetail {
@@ -255,6 +290,16 @@ impl FairBudget {
     }
 }
 
+impl Holder {
+    /// Drops the calls at the front whose caller is gone.
+    fn drop_gone(&mut self) {
+        let is_gone = |it: &Waiter| it.granted.is_closed();
+        while self.waiting.front().is_some_and(is_gone) {
+            self.waiting.pop_front();
+        }
+    }
+}
+
 impl State {
     /// Returns the name, of which there is one copy while the keyspace holds something.
     fn name(&self, keyspace: &str) -> Arc<str> {
@@ -262,6 +307,20 @@ impl State {
             Some((name, _)) => Arc::clone(name),
             None => Arc::from(keyspace),
         }
+    }
+
+    /// Returns true if calls of a keyspace wait. Those at the front whose caller is gone don't count, and are dropped.
+    fn is_awaited(&mut self, keyspace: &str) -> bool {
+        let holder = self.all.get_mut(keyspace);
+        let Some(holder) = holder.filter(|it| !it.waiting.is_empty()) else {
+            return false;
+        };
+        holder.drop_gone();
+        if !holder.waiting.is_empty() {
+            return true;
+        }
+        self.waiting.retain(|it| &**it != keyspace);
+        false
     }
 
     /// Gives a keyspace whose calls wait another turn.
@@ -309,6 +368,16 @@ impl Share {
     }
 }
 
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            // A share that was sent already is given back when the receiver is dropped.
+            self.granted.close();
+            self.budget.give_up(&self.keyspace);
+        }
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         if self.amount > 0 {
@@ -318,129 +387,4 @@ impl Drop for Share {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::FutureExt as _;
-
-    use super::*;
-
-    fn budget(total: usize, percent: u32) -> Arc<FairBudget> {
-        FairBudget::new(Bounds {
-            what: "units",
-            total,
-            max_each: usize::MAX,
-            percent,
-            max_waiting: 2,
-            patience: Duration::from_secs(10),
-        })
-    }
-
-    /// Takes one unit after the other until a keyspace is refused.
-    fn fill(budget: &Arc<FairBudget>, keyspace: &str) -> Vec<Share> {
-        std::iter::from_fn(|| budget.try_take(keyspace, 1).ok()).collect()
-    }
-
-    #[test]
-    fn a_keyspace_alone_gets_its_percentage_and_a_newcomer_finds_room() {
-        let budget = budget(900, 66);
-        let first = fill(&budget, "a");
-        assert_eq!(first.len(), 594);
-        let mut all = Vec::new();
-        for n in 0..5 {
-            let share = fill(&budget, &format!("tenant-{n}"));
-            assert!(!share.is_empty(), "keyspace {n} finds no room");
-            all.push(share);
-        }
-        assert!(budget.used() < 900);
-        assert!(
-            budget.try_take("a", 1).is_err(),
-            "it holds more than its part"
-        );
-        drop(first);
-        assert!(budget.try_take("a", 1).is_ok());
-        drop(all);
-        assert_eq!(budget.used(), 0);
-        assert!(budget.lock().all.is_empty(), "nothing held, nothing kept");
-    }
-
-    #[test]
-    fn keyspaces_that_all_want_everything_end_with_equal_parts() {
-        let budget = budget(1_000, 50);
-        let mut held: Vec<Vec<Share>> = (0..4).map(|_| Vec::new()).collect();
-        for _ in 0..1_000 {
-            for (n, shares) in held.iter_mut().enumerate() {
-                shares.extend(budget.try_take(&format!("t{n}"), 1));
-            }
-        }
-        let lengths: Vec<_> = held.iter().map(Vec::len).collect();
-        assert_eq!(lengths, [200, 200, 200, 200], "and as much is free");
-    }
-
-    #[test]
-    fn a_bound_for_each_keyspace_holds_whatever_is_free() {
-        let few = FairBudget::new(Bounds {
-            max_each: 3,
-            ..budget(1_000, 66).bounds
-        });
-        assert_eq!(fill(&few, "a").len(), 3);
-        let whole = FairBudget::new(budget(10, 100).bounds);
-        assert_eq!(fill(&whole, "a").len(), 10, "100 percent is the whole");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_call_waits_behind_those_of_its_keyspace_only() {
-        let budget = budget(100, 50);
-        let first = budget.take("a", 50).await.unwrap();
-        let mut second = Box::pin(budget.take("a", 30));
-        assert!((&mut second).now_or_never().is_none(), "it waits");
-        assert!(budget.try_take("a", 1).is_err(), "it would pass the second");
-        assert!(budget.take("b", 25).now_or_never().is_some(), "a neighbour");
-        let third = budget.take("a", 30);
-        drop(first);
-        assert!(second.await.is_ok());
-        assert!(third.await.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn calls_that_wait_are_bounded_and_end() {
-        let budget = budget(100, 50);
-        let held = budget.try_take("a", 50).unwrap();
-        let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(budget.take("a", 10))).collect();
-        for call in &mut waiting {
-            assert!(call.now_or_never().is_none());
-        }
-        let refused = budget.take("a", 10).now_or_never();
-        assert!(refused.unwrap().is_err(), "two wait already");
-        drop(waiting);
-        let late = budget.take("a", 10).await;
-        assert!(late.is_err(), "its time is over");
-        drop(held);
-        assert_eq!(budget.used(), 0);
-        assert!(budget.lock().all.is_empty());
-        assert!(budget.lock().waiting.is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_share_that_nobody_waits_for_any_more_is_given_back() {
-        let budget = budget(100, 50);
-        let held = budget.try_take("a", 50).unwrap();
-        let mut call = Box::pin(budget.take("a", 10));
-        assert!((&mut call).now_or_never().is_none());
-        drop(held);
-        assert_eq!(budget.used(), 10, "it is granted");
-        drop(call);
-        assert_eq!(budget.used(), 0);
-    }
-
-    #[test]
-    fn shares_shrink_and_merge() {
-        let budget = budget(100, 50);
-        let mut share = budget.try_take("a", 40).unwrap();
-        share.shrink(5);
-        share.shrink(7);
-        assert_eq!((share.amount(), budget.used()), (5, 5));
-        share.merge(budget.try_take("a", 2).unwrap());
-        assert_eq!((share.amount(), budget.used()), (7, 7));
-        drop(share);
-        assert_eq!(budget.used(), 0);
-    }
-}
+mod tests;
