@@ -24,6 +24,9 @@ const PATIENCE_PART: u32 = 4;
 /// The most answers of one keyspace that wait for bytes of their budget.
 const MAX_WAITING: usize = 1_024;
 
+/// The least bytes of the most that a range may find. No request could write a larger pair.
+const MIN_RANGE_BYTES: usize = 2 << 20;
+
 /// The budgets that keyspaces share.
 pub(crate) struct KeyspaceShares {
     requests: Arc<FairBudget>,
@@ -102,7 +105,7 @@ impl KeyspaceShares {
             ),
             reads: each("reads of a keyspace", usize::MAX, MAX_READ_WEIGHT, queued),
             points: answers(read_bytes / 4),
-            max_range_bytes: (read_bytes / 2).min(ranges.bounds().most()),
+            max_range_bytes: max_range_bytes(ranges.bounds()),
             ranges,
             write_answers: answers(read_bytes),
             relayed_ranges: answers(read_bytes),
@@ -119,4 +122,11 @@ impl KeyspaceShares {
             _bytes: self.request_bytes.try_take(keyspace, bytes)?,
         })
     }
+}
+
+/// Returns the most bytes of the answer to one range: so few that the largest finds room beside another keyspace that holds all it may. Where one
+/// keyspace may hold nearly everything, it is an eighth.
+fn max_range_bytes(bounds: &Bounds) -> usize {
+    let least = (bounds.total / 8).max(MIN_RANGE_BYTES);
+    bounds.most_beside_another().max(least).min(bounds.most())
 }

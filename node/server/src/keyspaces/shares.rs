@@ -90,6 +90,13 @@ impl Bounds {
         share.min(self.max_each).max(1)
     }
 
+    /// Returns the most that a keyspace may take beside another that holds the most.
+    pub(crate) fn most_beside_another(&self) -> usize {
+        let free = self.total.saturating_sub(self.most());
+        let share = free as u128 * u128::from(self.percent) / 100;
+        usize::try_from(share).unwrap_or(usize::MAX)
+    }
+
     /// Returns true if a keyspace that would hold `held` of all that is `used` leaves enough free. One that is alone may hold the most.
     fn allow(&self, held: usize, used: usize) -> bool {
         let Some(free) = self.total.checked_sub(used) else {

@@ -66,7 +66,7 @@ fn assert_too_many(status: &Status) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_keyspace_that_floods_a_node_leaves_room_for_its_neighbour() {
     let setup = Setup::of(1)
-        .with("max-keyspace-read-bytes", "33554432")
+        .with("max-keyspace-read-bytes", "67108864")
         .with("max-keyspace-requests", "64")
         .with("request-timeout-ms", "3000");
     let cluster = Cluster::start(setup).await;

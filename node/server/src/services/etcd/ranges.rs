@@ -471,13 +471,15 @@ mod tests {
         limits.max_keyspace_read_bytes = 256 << 20;
         let shares = KeyspaceShares::new(&limits, std::time::Duration::ZERO);
         let most = shares.max_range_bytes;
-        assert_eq!(steps(Size::Any, most), [4 << 20, 32 << 20, 128 << 20]);
+        assert_eq!(most >> 20, 57, "66 percent of what 66 percent leave free");
+        assert_eq!(steps(Size::Any, most), [most / 32, most / 4, most]);
         assert_eq!(steps(Size::Part, most), [MAX_PART_BYTES]);
-        let share = ReadShare::take(&shares, "a", (Size::Any, most));
+        let all = shares.ranges.bounds().most();
+        let share = ReadShare::take(&shares, "a", (Size::Any, all));
         let share = share.await.unwrap();
-        assert_eq!(shares.ranges.used(), most, "the largest range has room");
-        let neighbours = ReadShare::take(&shares, "b", (Size::Any, 32 << 20)).await;
-        assert!(neighbours.is_ok());
+        let neighbours = ReadShare::take(&shares, "b", (Size::Any, most)).await;
+        assert!(neighbours.is_ok(), "the largest range has room");
+        assert_eq!(shares.ranges.used(), all + most);
         drop((share, neighbours));
         assert_eq!(shares.ranges.used(), 0);
     }
