@@ -51,6 +51,8 @@ const RANGE_WEIGHT: usize = 4;
 pub(super) enum Size {
     /// One pair at most.
     Small,
+    /// No pair, but all keys of a range are visited.
+    Count,
     /// A part of a range.
     Part,
     Any,
@@ -71,7 +73,7 @@ impl ReadShare {
         (size, max_bytes): (Size, usize),
     ) -> Result<Self, Failure> {
         let budget = match size {
-            Size::Small => &shares.points,
+            Size::Small | Size::Count => &shares.points,
             Size::Part | Size::Any => &shares.ranges,
         };
         Ok(Self {
@@ -90,19 +92,29 @@ impl ReadShare {
     }
 }
 
+impl Size {
+    /// Returns the weight of the read at the reader threads.
+    fn weight(self) -> usize {
+        match self {
+            Self::Small => 1,
+            Self::Count | Self::Part | Self::Any => RANGE_WEIGHT,
+        }
+    }
+}
+
 /// Returns the size of the answer to a range.
 pub(super) fn size(range: &Range) -> Size {
-    if range.count_only || matches!(range.span, Span::Key(_)) {
-        Size::Small
-    } else {
-        Size::Any
+    match range.span {
+        Span::Key(_) => Size::Small,
+        _ if range.count_only => Size::Count,
+        _ => Size::Any,
     }
 }
 
 /// Returns the bytes that a read tries to keep within, one after the other.
 fn steps(size: Size, max_range_bytes: usize) -> Vec<usize> {
     match size {
-        Size::Small => vec![POINT_BYTES],
+        Size::Small | Size::Count => vec![POINT_BYTES],
         Size::Part => vec![MAX_PART_BYTES.min(max_range_bytes)],
         Size::Any => STEPS.map(|part| max_range_bytes / part).to_vec(),
     }
@@ -124,15 +136,11 @@ where
         + 'static,
 {
     let (shares, name) = (&services.admission.keyspaces, &call.keyspace);
-    let weight = match size {
-        Size::Small => 1,
-        Size::Part | Size::Any => RANGE_WEIGHT,
-    };
     let mut too_large = Failure::Refused(Refusal::TooManyRequests);
     for max_bytes in steps(size, shares.max_range_bytes) {
         let share = ReadShare::take(shares, name, (size, max_bytes)).await?;
         let attempt = services.keyspaces.read_weighing(
-            weight,
+            size.weight(),
             name,
             Freshness::Serializable,
             read(share.max_bytes),
@@ -350,8 +358,10 @@ impl Method for PartMethod {
         keyspaces.freshen(freshness).await?;
         let range = requests::range(request)?;
         keyspace::check_range(&range)?;
-        let small = size(&range) == Size::Small;
-        let size = if small { Size::Small } else { Size::Part };
+        let size = match size(&range) {
+            Size::Any => Size::Part,
+            size => size,
+        };
         let range = Arc::new(range);
         let read = read(services, call, size, move |max_bytes| {
             let range = Arc::clone(&range);
@@ -490,12 +500,15 @@ mod tests {
     }
 
     #[test]
-    fn only_single_keys_and_counts_are_small() {
-        let key = Range::new(Span::Key("k".into()));
+    fn a_count_needs_few_bytes_and_weighs_as_much_as_a_range() {
+        let mut key = Range::new(Span::Key("k".into()));
+        assert_eq!((size(&key), size(&key).weight()), (Size::Small, 1));
+        key.count_only = true;
         assert_eq!(size(&key), Size::Small);
         let mut all = Range::new(Span::From("k".into()));
-        assert_eq!(size(&all), Size::Any);
+        assert_eq!((size(&all), size(&all).weight()), (Size::Any, RANGE_WEIGHT));
         all.count_only = true;
-        assert_eq!(size(&all), Size::Small);
+        assert_eq!(size(&all).weight(), RANGE_WEIGHT);
+        assert_eq!(steps(size(&all), 1 << 30), [POINT_BYTES]);
     }
 }
