@@ -33,12 +33,12 @@ pub(crate) enum PageShare {
     /// Of a [`PageBudget`].
     Pages(OwnedSemaphorePermit),
     /// Of a budget that keyspaces share.
-    Keyspace(Share),
+    Keyspace(Arc<Share>),
 }
 
 impl From<Share> for PageShare {
     fn from(share: Share) -> Self {
-        Self::Keyspace(share)
+        Self::Keyspace(Arc::new(share))
     }
 }
 

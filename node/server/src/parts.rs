@@ -298,7 +298,7 @@ impl Parts {
         }
     }
 
-    fn etcd_services(&self, state: &StateReads) -> Arc<EtcdServices> {
+    pub(crate) fn etcd_services(&self, state: &StateReads) -> Arc<EtcdServices> {
         let readers = |kind| {
             let seconds = self.metrics.keyspaces.state_read_seconds.clone();
             Readers::new(state.clone(), kind, seconds)

@@ -14,6 +14,7 @@ use crate::admission::Admission;
 use crate::budget::Permit;
 use crate::convert::kv;
 use crate::inbox::{Inbox, Submission};
+use crate::keyspaces::budgets::ProposalShare;
 use crate::lifecycle::{Lifecycle, View};
 use crate::machine::{self, MachineRequest, MachineResult};
 use crate::peers::Peers;
@@ -67,7 +68,7 @@ impl ReplicaHandle {
     pub(crate) fn submit(&self, request: MachineRequest) -> Result<PendingAnswer, ErrorDetail> {
         self.check_running()?;
         let permit = self.permit(&request)?;
-        Ok(self.enqueue(request, permit))
+        Ok(self.enqueue(request, Reply::call(permit)))
     }
 
     /// As [`ReplicaHandle::submit`], for steps of hand-offs and the leader's own writes. They skip the limits of the budget,
@@ -78,7 +79,7 @@ impl ReplicaHandle {
     ) -> Result<PendingAnswer, ErrorDetail> {
         self.check_running()?;
         let permit = self.admission.budget.grant(machine::size(&request));
-        Ok(self.enqueue(request, permit))
+        Ok(self.enqueue(request, Reply::call(permit)))
     }
 
     /// Takes a request's share of the budget, for [`ReplicaHandle::submit_all`].
@@ -91,8 +92,11 @@ impl ReplicaHandle {
         self.inbox.submit(submissions);
     }
 
-    fn enqueue(&self, request: MachineRequest, permit: Permit) -> PendingAnswer {
-        let (reply, answer) = Reply::call(permit);
+    fn enqueue(
+        &self,
+        request: MachineRequest,
+        (reply, answer): (Reply, PendingAnswer),
+    ) -> PendingAnswer {
         self.inbox.submit([Submission { request, reply }]);
         answer
     }
@@ -108,6 +112,18 @@ impl ReplicaHandle {
         );
         let answer = self.submit(request)?;
         self.answered(answer, changes).await
+    }
+
+    /// As [`ReplicaHandle::ask`], for a write to a keyspace. Its share is held until it is answered, also when the caller is gone before.
+    pub(crate) async fn propose(
+        &self,
+        write: MachineRequest,
+        share: ProposalShare,
+    ) -> Result<MachineResult, ErrorDetail> {
+        self.check_running()?;
+        let permit = self.permit(&write)?;
+        let answer = self.enqueue(write, Reply::proposal(permit, share));
+        self.answered(answer, true).await
     }
 
     /// Returns when the state here has all that was committed before this call, while this node leads. A read that a reader thread

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, oneshot};
 
 use crate::budget::Permit;
+use crate::keyspaces::budgets::ProposalShare;
 use crate::machine::MachineResult;
 use crate::services::answers::{AnswerQueue, Origin};
 
@@ -13,6 +14,8 @@ use crate::services::answers::{AnswerQueue, Origin};
 pub(crate) struct Reply {
     target: Target,
     permit: Permit,
+    /// The share of a write to a keyspace.
+    _share: Option<Box<ProposalShare>>,
 }
 
 enum Target {
@@ -23,15 +26,37 @@ enum Target {
 impl Reply {
     /// Creates a reply to a handler that waits.
     pub(crate) fn call(permit: Permit) -> (Self, oneshot::Receiver<MachineResult>) {
+        Self::new(permit, None)
+    }
+
+    /// Creates a reply to a handler that waits for a write to a keyspace. It holds the write's share, also when the handler is gone.
+    pub(crate) fn proposal(
+        permit: Permit,
+        share: ProposalShare,
+    ) -> (Self, oneshot::Receiver<MachineResult>) {
+        Self::new(permit, Some(Box::new(share)))
+    }
+
+    fn new(
+        permit: Permit,
+        share: Option<Box<ProposalShare>>,
+    ) -> (Self, oneshot::Receiver<MachineResult>) {
         let (sender, receiver) = oneshot::channel();
-        let target = Target::Call(sender);
-        (Self { target, permit }, receiver)
+        let reply = Self {
+            target: Target::Call(sender),
+            permit,
+            _share: share,
+        };
+        (reply, receiver)
     }
 
     /// Creates a reply to an item of a batch stream.
     pub(crate) fn item(permit: Permit, origin: Origin) -> Self {
-        let target = Target::Item(origin);
-        Self { target, permit }
+        Self {
+            target: Target::Item(origin),
+            permit,
+            _share: None,
+        }
     }
 }
 

@@ -29,7 +29,7 @@ const MIN_RANGE_BYTES: usize = 2 << 20;
 
 /// The budgets that keyspaces share.
 pub(crate) struct KeyspaceShares {
-    requests: Arc<FairBudget>,
+    pub(crate) requests: Arc<FairBudget>,
     request_bytes: Arc<FairBudget>,
     /// Calls that other nodes answer.
     pub(crate) relays: Arc<FairBudget>,
@@ -53,9 +53,25 @@ pub(crate) struct KeyspaceShares {
 }
 
 /// What an unanswered call holds.
+#[derive(Debug)]
 pub(crate) struct CallShare {
     _request: Share,
     _bytes: Share,
+}
+
+/// The shares of a call. Work for it that goes on when the caller is gone keeps them to its end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Held {
+    pub(crate) call: Option<Arc<CallShare>>,
+    /// The bytes of the answer to a write.
+    pub(crate) answer: Option<Arc<Share>>,
+}
+
+/// The shares of a write in the log's queue, which it keeps until it is answered.
+#[derive(Debug)]
+pub(crate) struct ProposalShare {
+    _turn: Share,
+    _held: Held,
 }
 
 impl KeyspaceShares {
@@ -120,6 +136,18 @@ impl KeyspaceShares {
         Ok(CallShare {
             _request: self.requests.try_take(keyspace, 1)?,
             _bytes: self.request_bytes.try_take(keyspace, bytes)?,
+        })
+    }
+
+    /// Takes the share of a write in the log's queue, for a call that holds shares already.
+    pub(crate) async fn proposal(
+        &self,
+        keyspace: &str,
+        held: Held,
+    ) -> Result<ProposalShare, ErrorDetail> {
+        Ok(ProposalShare {
+            _turn: self.proposals.take(keyspace, 1).await?,
+            _held: held,
         })
     }
 }

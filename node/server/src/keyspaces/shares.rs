@@ -8,6 +8,7 @@
 //! neighbour ([`FairBudget::take`]).
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ pub(crate) struct FairBudget {
 pub(crate) struct Share {
     budget: Arc<FairBudget>,
     keyspace: Arc<str>,
-    amount: usize,
+    amount: AtomicUsize,
 }
 
 /// Invariants: `used` is the sum of what the keyspaces hold; each keyspace in `all` holds something or has calls that wait, and those that have are
@@ -217,7 +218,7 @@ impl FairBudget {
         Share {
             budget: Arc::clone(self),
             keyspace,
-            amount,
+            amount: AtomicUsize::new(amount),
         }
     }
 
@@ -354,10 +355,10 @@ impl State {
 
 impl Share {
     /// Gives back what is more than `amount`.
-    pub(crate) fn shrink(&mut self, amount: usize) {
-        let surplus = self.amount.saturating_sub(amount);
+    pub(crate) fn shrink(&self, amount: usize) {
+        let before = self.amount.fetch_min(amount, Ordering::Relaxed);
+        let surplus = before.saturating_sub(amount);
         if surplus > 0 {
-            self.amount -= surplus;
             self.budget.give_back(&self.keyspace, surplus);
         }
     }
@@ -365,13 +366,13 @@ impl Share {
     /// Adds another share of the same keyspace.
     pub(crate) fn merge(&mut self, mut other: Self) {
         debug_assert!(Arc::ptr_eq(&self.budget, &other.budget) && self.keyspace == other.keyspace);
-        self.amount += std::mem::take(&mut other.amount);
+        *self.amount.get_mut() += std::mem::take(other.amount.get_mut());
     }
 
     /// Returns what it holds.
     #[cfg(test)]
     pub(crate) fn amount(&self) -> usize {
-        self.amount
+        self.amount.load(Ordering::Relaxed)
     }
 }
 
@@ -387,8 +388,9 @@ impl Drop for Waiting<'_> {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        if self.amount > 0 {
-            self.budget.give_back(&self.keyspace, self.amount);
+        let amount = *self.amount.get_mut();
+        if amount > 0 {
+            self.budget.give_back(&self.keyspace, amount);
         }
     }
 }

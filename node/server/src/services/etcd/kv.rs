@@ -194,7 +194,7 @@ impl Method for PutMethod {
         let put = requests::put(request);
         keyspace::check_put(&put)?;
         let keyspaces = &services.keyspaces;
-        match keyspaces.write(&call.keyspace, Write::Put(put)).await? {
+        match keyspaces.write(call.target(), Write::Put(put)).await? {
             (identity, Answer::Put(answer)) => {
                 let header = keyspaces.header(identity.cluster_id, answer.revision);
                 Ok(answers::put(answer, header).into())
@@ -238,7 +238,7 @@ impl Method for DeleteRangeMethod {
         keyspace::check_delete_range(&delete)?;
         let keyspaces = &services.keyspaces;
         let write = Write::DeleteRange(delete);
-        match keyspaces.write(&call.keyspace, write).await? {
+        match keyspaces.write(call.target(), write).await? {
             (identity, Answer::DeleteRange(answer)) => {
                 let header = keyspaces.header(identity.cluster_id, answer.revision);
                 Ok(answers::delete_range(answer, header).into())
@@ -347,7 +347,7 @@ impl Method for TxnMethod {
         if txn.is_read_only() {
             return Self::read(services, call, txn, freshness).await;
         }
-        match keyspaces.write(&call.keyspace, Write::Txn(txn)).await? {
+        match keyspaces.write(call.target(), Write::Txn(txn)).await? {
             (identity, Answer::Txn(answer)) => {
                 let header = keyspaces.header(identity.cluster_id, answer.revision);
                 Ok(answers::txn(answer, header).into())
@@ -386,7 +386,7 @@ impl Method for CompactMethod {
         let keyspaces = &services.keyspaces;
         let revision = request.revision;
         match keyspaces
-            .write(&call.keyspace, Write::Compact { revision })
+            .write(call.target(), Write::Compact { revision })
             .await?
         {
             (identity, Answer::Done { revision }) => {

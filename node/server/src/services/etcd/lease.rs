@@ -104,7 +104,7 @@ impl Method for GrantMethod {
         let ttl = request.ttl;
         let keyspaces = &services.keyspaces;
         let (identity, answer) = keyspaces
-            .write(&call.keyspace, Write::Grant { id, ttl })
+            .write(call.target(), Write::Grant { id, ttl })
             .await?;
         let Answer::Granted {
             revision, id, ttl, ..
@@ -166,9 +166,7 @@ impl Method for RevokeMethod {
     ) -> Result<Answered<Self::Answer>, Failure> {
         let id = LeaseId(request.id);
         let keyspaces = &services.keyspaces;
-        let (identity, answer) = keyspaces
-            .write(&call.keyspace, Write::Revoke { id })
-            .await?;
+        let (identity, answer) = keyspaces.write(call.target(), Write::Revoke { id }).await?;
         let Answer::Done { revision } = answer else {
             return Err(mismatch().into());
         };

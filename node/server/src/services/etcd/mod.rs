@@ -30,6 +30,8 @@ pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod store;
 mod streams;
+#[cfg(test)]
+mod tests;
 pub(crate) mod watch;
 mod watch_messages;
 mod watch_stream;

@@ -19,7 +19,7 @@ use super::store::{Found, Freshness};
 use super::{answers, kv, requests};
 use crate::forward::Repeat;
 use crate::keyspaces::budgets::KeyspaceShares;
-use crate::keyspaces::shares::Share;
+use crate::keyspaces::shares::{FairBudget, Share};
 use crate::metrics::Metrics;
 use crate::page_budget::PageShare;
 use crate::services::pages::{PageSender, Pages, pages_of};
@@ -60,7 +60,7 @@ pub(super) enum Size {
 
 /// The memory that a read may take.
 pub(super) struct ReadShare {
-    share: Share,
+    share: Arc<Share>,
     /// The most bytes that the read may keep.
     max_bytes: u64,
 }
@@ -72,23 +72,20 @@ impl ReadShare {
         keyspace: &str,
         (size, max_bytes): (Size, usize),
     ) -> Result<Self, Failure> {
-        let budget = match size {
-            Size::Small | Size::Count => &shares.points,
-            Size::Part | Size::Any => &shares.ranges,
-        };
+        let share = size.budget(shares).take(keyspace, max_bytes).await?;
         Ok(Self {
-            share: budget.take(keyspace, max_bytes).await?,
+            share: Arc::new(share),
             max_bytes: max_bytes as u64,
         })
     }
 
     /// Gives back what the answer doesn't need. A small answer needs nothing.
-    pub(super) fn of(mut self, answer_bytes: usize) -> Option<PageShare> {
+    pub(super) fn of(self, answer_bytes: usize) -> Option<PageShare> {
         if answer_bytes <= SMALL_ANSWER_BYTES {
             return None;
         }
         self.share.shrink(answer_bytes);
-        Some(self.share.into())
+        Some(PageShare::Keyspace(self.share))
     }
 }
 
@@ -98,6 +95,13 @@ impl Size {
         match self {
             Self::Small => 1,
             Self::Count | Self::Part | Self::Any => RANGE_WEIGHT,
+        }
+    }
+
+    fn budget(self, shares: &KeyspaceShares) -> &Arc<FairBudget> {
+        match self {
+            Self::Small | Self::Count => &shares.points,
+            Self::Part | Self::Any => &shares.ranges,
         }
     }
 }
@@ -139,13 +143,17 @@ where
     let mut too_large = Failure::Refused(Refusal::TooManyRequests);
     for max_bytes in steps(size, shares.max_range_bytes) {
         let share = ReadShare::take(shares, name, (size, max_bytes)).await?;
-        let attempt = services.keyspaces.read_weighing(
-            size.weight(),
-            name,
-            Freshness::Serializable,
-            read(share.max_bytes),
-        );
-        match attempt.await {
+        let read = read(share.max_bytes);
+        // The thread reads on when the caller is gone.
+        let held = (Arc::clone(&share.share), call.held.clone());
+        let read = move |reader: &dyn PairReader, found: &Found| {
+            let answer = read(reader, found);
+            drop(held);
+            answer
+        };
+        let (weight, here) = (size.weight(), Freshness::Serializable);
+        let keyspaces = &services.keyspaces;
+        match keyspaces.read_weighing(weight, name, here, read).await {
             Ok((found, answer)) => return Ok((found, answer, share)),
             Err(failure @ Failure::Refused(Refusal::TooManyRequests)) => too_large = failure,
             Err(failure) => return Err(failure),

@@ -25,6 +25,7 @@ use crate::admission::Admission;
 use crate::forward::{
     self, Forwarder, Repeat, is_elsewhere, is_forbidden, is_on_its_way, once_for,
 };
+use crate::keyspaces::budgets::Held;
 use crate::keyspaces::lessor::Lessor;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -63,9 +64,16 @@ pub(crate) struct Call {
     pub(crate) requires_leader: bool,
     /// The time of the call's arrival.
     pub(crate) arrived: std::time::Instant,
+    /// What it holds while it is answered.
+    pub(crate) held: Held,
 }
 
 impl Call {
+    /// Returns the keyspace of a write, with what its call holds.
+    pub(super) fn target(&self) -> (&str, &Held) {
+        (&self.keyspace, &self.held)
+    }
+
     /// Returns the state that a read of this call wants. A call that another node has passed on came for the leader.
     pub(super) fn freshness(&self, serializable: bool) -> Freshness {
         match (serializable, self.forbidden) {
@@ -148,6 +156,7 @@ impl EtcdServices {
             forbidden: is_forbidden(metadata),
             requires_leader: leader::is_required(metadata),
             arrived: std::time::Instant::now(),
+            held: Held::default(),
         })
     }
 
@@ -216,11 +225,13 @@ impl EtcdServices {
             return self.answer::<M>(call, request).await;
         }
         let answers = &self.admission.keyspaces.write_answers;
-        let mut share = PageShare::from(answers.take(&call.keyspace, most).await?);
-        let answered = self.answer::<M>(call, request).await?;
+        let share = Arc::new(answers.take(&call.keyspace, most).await?);
+        let mut call = call.clone();
+        call.held.answer = Some(Arc::clone(&share));
+        let answered = self.answer::<M>(&call, request).await?;
         share.shrink(answered.answer.encoded_len());
         Ok(Answered {
-            share: Some(share),
+            share: Some(PageShare::Keyspace(share)),
             ..answered
         })
     }
@@ -232,7 +243,10 @@ impl EtcdServices {
         request: M::Request,
     ) -> Result<Answered<M::Answer>, Failure> {
         let shares = &self.admission.keyspaces;
-        let _share = shares.call(&call.keyspace, request.encoded_len())?;
+        let share = shares.call(&call.keyspace, request.encoded_len())?;
+        let mut call = call.clone();
+        call.held.call = Some(Arc::new(share));
+        let call = &call;
         let routing = &self.keyspaces.routing;
         if routing.kind() == GroupKind::Controller {
             if call.forbidden {

@@ -26,6 +26,7 @@ use super::status::Failure;
 use crate::admission::Admission;
 use crate::convert::kv;
 use crate::forward::no_config;
+use crate::keyspaces::budgets::{Held, ProposalShare};
 use crate::machine::{MachineRequest, MachineResult};
 use crate::reads::{ReadKind, Readers};
 use crate::replica_handle::ReplicaHandle;
@@ -198,7 +199,13 @@ impl Keyspaces {
     {
         // A keyspace has few reads at the threads. The others wait behind their own.
         let reads = &self.admission.keyspaces.reads;
-        let _turn = reads.take(name, weight).await?;
+        let turn = reads.take(name, weight).await?;
+        // It goes along, because the thread reads on when the caller is gone.
+        let read = move |reader: &dyn PairReader, found: &Found| {
+            let answer = read(reader, found);
+            drop(turn);
+            answer
+        };
         self.read_with(&self.readers, name, read).await
     }
 
@@ -245,22 +252,25 @@ impl Keyspaces {
         Ok(identity)
     }
 
-    /// Proposes a write to a keyspace, and returns its answer with the identity of the keyspace.
+    /// Proposes a write to a keyspace, and returns its answer with the identity of the keyspace. The write keeps what its call holds until it
+    /// is answered, also when the caller is gone.
     pub(crate) async fn write(
         &self,
-        name: &str,
+        (name, held): (&str, &Held),
         write: Write,
     ) -> Result<(Identity, Answer), Failure> {
         let identity = self.resolve(name).await?;
-        let proposals = &self.admission.keyspaces.proposals;
-        let _turn = proposals.take(name, 1).await?;
-        match self.write_to(identity, write.clone()).await {
+        let shares = &self.admission.keyspaces;
+        let share = shares.proposal(name, held.clone()).await?;
+        match self.write_to(identity, write.clone(), share).await {
             Ok(answer) => Ok((identity, answer)),
             // It was deleted, and perhaps created again.
             Err(Failure::Refused(Refusal::KeyspaceNotFound)) => {
                 self.known.forget(name);
                 let identity = self.look_up(name).await?;
-                Ok((identity, self.write_to(identity, write).await?))
+                let share = shares.proposal(name, held.clone()).await?;
+                let answer = self.write_to(identity, write, share).await?;
+                Ok((identity, answer))
             }
             Err(failure) => Err(failure),
         }
@@ -273,11 +283,17 @@ impl Keyspaces {
     }
 
     /// Proposes a write to exactly this keyspace. An id that is given again, after a shard was lost, doesn't lead it to another one.
-    async fn write_to(&self, identity: Identity, write: Write) -> Result<Answer, Failure> {
+    async fn write_to(
+        &self,
+        identity: Identity,
+        write: Write,
+        share: ProposalShare,
+    ) -> Result<Answer, Failure> {
         let Identity { place, cluster_id } = identity;
         let action = Action::In(place.id, write);
-        let outcome = self.propose_to(place.shard, NonZeroU64::new(cluster_id), action);
-        Ok(outcome.await?.answer?)
+        let request = self.request(place.shard, NonZeroU64::new(cluster_id), action)?;
+        let result = self.replica.propose(request, share).await?;
+        Ok(self.outcome(result)?.answer?)
     }
 
     /// As [`Keyspaces::write_in`], for the leader's own tasks. They skip the limits of the budget, because one client's load
@@ -295,16 +311,7 @@ impl Keyspaces {
 
     /// Checks an operation, and proposes it with this node's limits. The outcome may be a refusal by the keyspace.
     pub(crate) async fn propose(&self, shard: ShardId, action: Action) -> Result<Outcome, Failure> {
-        self.propose_to(shard, None, action).await
-    }
-
-    async fn propose_to(
-        &self,
-        shard: ShardId,
-        cluster_id: Option<NonZeroU64>,
-        action: Action,
-    ) -> Result<Outcome, Failure> {
-        let request = self.request(shard, cluster_id, action)?;
+        let request = self.request(shard, None, action)?;
         self.outcome(self.replica.ask(request).await?)
     }
 
@@ -397,7 +404,7 @@ impl Known {
         self.lock().get(name).copied()
     }
 
-    fn insert(&self, name: &str, identity: Identity) {
+    pub(super) fn insert(&self, name: &str, identity: Identity) {
         let mut known = self.lock();
         if known.len() >= MAX_KNOWN && !known.contains_key(name) {
             known.pop_first();
