@@ -22,7 +22,8 @@ use crate::unary::{failed, policy};
 /// The keyspaces of a cluster: named stores that etcd's clients use. Made by [`crate::Client::keyspaces`]. Cheap to clone.
 ///
 /// Calls are retried until the client's deadline. Options and deletions name the keyspace by its random cluster id, so a retry never
-/// hits a later keyspace with the same name. A creation that is retried knows what it has made before. If another client has deleted that
+/// hits a later keyspace with the same name. Options whose outcome is unknown are not set again ([`Error::OutcomeUnknown`]), because another client
+/// may have set others since. A creation that is retried knows what it has made before. If another client has deleted that
 /// meanwhile, a new keyspace is created, with a cluster id of its own.
 ///
 /// ```no_run
@@ -122,13 +123,13 @@ enum Answer {
 }
 
 impl Call {
-    /// Returns the right to make the call again as it is: its cluster id names a change. A creation needs a new cluster id each time,
-    /// because another client may have deleted what it has made.
+    /// Returns the right to make the call again as it is: its cluster id names a deletion. A creation needs a new cluster id each time,
+    /// because another client may have deleted what it has made. Options made again would replace those that another client has set since.
     fn repeat(&self) -> Repeat {
         match self {
             Self::Get(_) | Self::List(_) => Repeat::Freely,
-            Self::SetOptions(_) | Self::Delete(_) => Repeat::ByName,
-            Self::Create(_) => Repeat::Never,
+            Self::Delete(_) => Repeat::ByName,
+            Self::Create(_) | Self::SetOptions(_) => Repeat::Never,
         }
     }
 
@@ -248,6 +249,7 @@ impl Keyspaces {
     }
 
     /// Replaces the options of a keyspace. [`Error::NotFound`] if it was deleted, also if there is another with its name by now.
+    /// [`Error::OutcomeUnknown`] if an attempt got no answer: look before you try again.
     pub async fn set_options(
         &self,
         keyspace: &Keyspace,
@@ -455,9 +457,11 @@ mod tests {
     }
 
     #[test]
-    fn a_creation_is_not_repeated_under_its_cluster_id() {
+    fn in_doubt_only_a_deletion_is_repeated() {
         let create = Call::Create(CreateKeyspaceRequest::default());
         assert_eq!(create.repeat(), Repeat::Never);
+        let set = Call::SetOptions(SetKeyspaceOptionsRequest::default());
+        assert_eq!(set.repeat(), Repeat::Never);
         let delete = Call::Delete(DeleteKeyspaceRequest::default());
         assert_eq!(delete.repeat(), Repeat::ByName);
     }

@@ -28,14 +28,6 @@ const MAX_PAGE: u32 = 1_000;
 /// The most shards that a page looks at.
 const MAX_PAGE_SHARDS: u32 = 4_096;
 
-/// Returns the right to repeat a change of the keyspace with this cluster id.
-fn repeat(cluster_id: u64) -> Repeat {
-    match cluster_id {
-        0 => Repeat::Never,
-        _ => Repeat::ByName,
-    }
-}
-
 /// Returns the number that names a creation. If the caller has none, it is drawn for each attempt, so none has it twice.
 fn nonce(cluster_id: u64) -> Result<NonZeroU64, ErrorDetail> {
     if let Some(nonce) = NonZeroU64::new(cluster_id) {
@@ -158,8 +150,9 @@ impl Call for SetKeyspaceOptionsRequest {
         Subject::Name(&self.name)
     }
 
+    /// One in doubt may have been carried out, and another client may have set other options since. Made again, it would replace them.
     fn repeat(&self) -> Repeat {
-        repeat(self.cluster_id)
+        Repeat::Never
     }
 
     async fn here(self, keyspaces: &Keyspaces) -> Result<Keyspace, ErrorDetail> {
@@ -191,8 +184,12 @@ impl Call for DeleteKeyspaceRequest {
         Subject::Name(&self.name)
     }
 
+    /// The cluster id names one keyspace, which is deleted once.
     fn repeat(&self) -> Repeat {
-        repeat(self.cluster_id)
+        match self.cluster_id {
+            0 => Repeat::Never,
+            _ => Repeat::ByName,
+        }
     }
 
     async fn here(self, keyspaces: &Keyspaces) -> Result<DeleteKeyspaceResponse, ErrorDetail> {
@@ -319,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_creation_is_never_made_again_and_a_change_only_by_the_cluster_id() {
+    fn in_doubt_only_a_deletion_is_made_again_and_only_by_the_cluster_id() {
         for cluster_id in [0, 7] {
             let create = CreateKeyspaceRequest {
                 cluster_id,
@@ -339,7 +336,7 @@ mod tests {
             } else {
                 Repeat::ByName
             };
-            assert_eq!((set.repeat(), delete.repeat()), (expected, expected));
+            assert_eq!((set.repeat(), delete.repeat()), (Repeat::Never, expected));
         }
     }
 

@@ -1,7 +1,8 @@
 //! `shardkv.v1.Keyspaces`: creates, lists, changes and deletes keyspaces.
 //!
-//! A call is answered by the leader of the group that owns the keyspace's shard. Another node forwards it there, once. Options and
-//! deletions name the keyspace by its random cluster id, so they may be repeated: they never hit a later keyspace with the same name. A
+//! A call is answered by the leader of the group that owns the keyspace's shard. Another node forwards it there, once. Changes of options
+//! and deletions name the keyspace by its random cluster id, so they never hit a later keyspace with the same name. In doubt, only a deletion is
+//! repeated: new options would replace those that another client has set since. A
 //! node makes a creation once. Its caller may make it again, and finds what an earlier attempt has made.
 
 mod calls;
@@ -141,7 +142,7 @@ impl KeyspacesService {
 /// Says of an unknown outcome what the caller of this service can do.
 fn told(mut error: ErrorDetail) -> ErrorDetail {
     if let Some(Kind::OutcomeUnknown(_)) = error.kind {
-        let text = "leadership was lost before the outcome was known: look with Get, or repeat the call, a change with its cluster id";
+        let text = "leadership was lost before the outcome was known: look with Get; only a deletion may be repeated without a look, with its cluster id";
         text.clone_into(&mut error.message);
     }
     error
