@@ -15,7 +15,7 @@ use types::{ConfigNum, ShardId};
 
 use super::clearing::Clearer;
 use super::lessor::Lessor;
-use super::loading::{Queue, read_parts};
+use super::loading::{Queue, read_parts, set_timers};
 use crate::metrics::Metrics;
 use crate::reads::{ReadKind, Readers};
 use crate::routing::Routing;
@@ -166,14 +166,11 @@ impl LeaderTasks {
                 let leases = read_keyspaces(state, place.shard, |reader| {
                     keyspace::read_leases(reader, place, after, limit)
                 })?;
-                // The shard went away meanwhile, and its timers end.
-                Ok(leases.unwrap_or_default())
+                Ok(leases.ok())
             })
         });
         let loaded = read.await?;
-        for part in &loaded {
-            self.lessor.load(term, part.place, &part.leases, part.last);
-        }
+        set_timers(&self.lessor, term, &loaded);
         queue.settle(&loaded);
         Ok(())
     }

@@ -6,8 +6,10 @@
 use std::collections::VecDeque;
 
 use keyspace::{Lease, LeaseId, Place};
-use raft::StoreError;
+use raft::{StoreError, Term};
 use types::ShardId;
+
+use super::lessor::Lessor;
 
 /// The most leases of a turn.
 const LEASES: usize = 1_000;
@@ -24,10 +26,11 @@ pub(super) struct Part {
 /// The leases of a part that were read.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    pub(super) place: Place,
-    pub(super) leases: Vec<Lease>,
+    place: Place,
+    /// `None` if the state doesn't serve the shard any more. Its timers end when that is published, and until then they aren't loaded.
+    leases: Option<Vec<Lease>>,
     /// True if the keyspace has no more.
-    pub(super) last: bool,
+    last: bool,
 }
 
 /// The keyspaces whose leases are to be read, in turn.
@@ -63,7 +66,7 @@ impl Queue {
         for part in loaded {
             self.0.pop_front();
             if !part.last {
-                let after = part.leases.last().map(|lease| lease.id);
+                let after = part.leases.iter().flatten().last().map(|lease| lease.id);
                 let place = part.place;
                 self.0.push_back(Part { place, after });
             }
@@ -71,17 +74,19 @@ impl Queue {
     }
 }
 
-/// Reads the first of these parts, as many as a turn may. `read` returns at most so many leases of a keyspace after one of them.
+/// Reads the first of these parts, as many as a turn may. `read` returns at most so many leases of a keyspace after one of them, or `None`
+/// if its shard isn't served.
 pub(super) fn read_parts(
     parts: &[Part],
-    mut read: impl FnMut(Place, Option<LeaseId>, usize) -> Result<Vec<Lease>, StoreError>,
+    mut read: impl FnMut(Place, Option<LeaseId>, usize) -> Result<Option<Vec<Lease>>, StoreError>,
 ) -> Result<Vec<Loaded>, StoreError> {
     let mut left = LEASES;
     let mut loaded = Vec::new();
     for &Part { place, after } in parts {
         let leases = read(place, after, left)?;
-        let last = leases.len() < left;
-        left = left.saturating_sub(leases.len());
+        let count = leases.as_ref().map_or(0, Vec::len);
+        let last = count < left;
+        left = left.saturating_sub(count);
         loaded.push(Loaded {
             place,
             leases,
@@ -92,6 +97,15 @@ pub(super) fn read_parts(
         }
     }
     Ok(loaded)
+}
+
+/// Gives the timers what was read.
+pub(super) fn set_timers(lessor: &Lessor, term: Term, loaded: &[Loaded]) {
+    for part in loaded {
+        if let Some(leases) = &part.leases {
+            lessor.load(term, part.place, leases, part.last);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -145,12 +159,12 @@ mod tests {
         while !queue.is_empty() {
             turn += 1;
             let read =
-                |place, after, limit| Ok::<_, StoreError>(page(&counts, place, after, limit));
+                |place, after, limit| Ok::<_, StoreError>(Some(page(&counts, place, after, limit)));
             let loaded = read_parts(&queue.turn(), read).unwrap();
-            let leases = loaded.iter().map(|part| part.leases.len()).sum::<usize>();
-            assert!(loaded.len() <= KEYSPACES && leases <= LEASES);
+            let leases = loaded.iter().flat_map(|part| part.leases.iter().flatten());
+            assert!(loaded.len() <= KEYSPACES && leases.count() <= LEASES);
             for part in &loaded {
-                for lease in &part.leases {
+                for lease in part.leases.iter().flatten() {
                     let before = found.insert(part.place, lease.id.0).unwrap_or(0);
                     assert_eq!(lease.id.0, before + 1, "each once, in order");
                 }
@@ -173,7 +187,8 @@ mod tests {
         let mut queue = Queue::default();
         queue.add(place(0));
         let many = BTreeMap::from([(place(0), 3_000)]);
-        let read = |place, after, limit| Ok::<_, StoreError>(page(&many, place, after, limit));
+        let read =
+            |place, after, limit| Ok::<_, StoreError>(Some(page(&many, place, after, limit)));
         let loaded = read_parts(&queue.turn(), read).unwrap();
         queue.settle(&loaded);
         assert!(!queue.is_empty());

@@ -17,6 +17,7 @@ use super::Followers;
 use super::clearing::Clearer;
 use super::hub::Hub;
 use super::lessor::Lessor;
+use super::loading::{Queue, read_parts, set_timers};
 
 const PLACE: Place = Place {
     shard: ShardId(3),
@@ -206,6 +207,24 @@ fn timers_begin_only_where_the_shard_is_served_in_the_leaders_term() {
     assert_eq!(lessor.renew(PLACE, ONE), Renewal::Elsewhere);
     node.owns(None, Some(7));
     assert_eq!(lessor.len(), 0);
+}
+
+#[test]
+fn leases_of_a_shard_that_the_state_has_given_away_are_not_unknown() {
+    let node = Node::new();
+    let lessor = &node.followers.lessor;
+    node.owns(Some(4), Some(7));
+    assert!(lessor.begin(Term(7), PLACE, ConfigNum(4)));
+    let mut queue = Queue::default();
+    queue.add(PLACE);
+    // The fence is committed, and the ownership isn't published yet.
+    let loaded = read_parts(&queue.turn(), |_, _, _| Ok(None)).unwrap();
+    set_timers(lessor, Term(7), &loaded);
+    queue.settle(&loaded);
+    assert!(queue.is_empty(), "it is listed anew if it comes back");
+    assert_eq!(lessor.renew(PLACE, ONE), Renewal::Loading);
+    node.owns(None, Some(7));
+    assert_eq!(lessor.renew(PLACE, ONE), Renewal::Elsewhere);
 }
 
 #[test]
