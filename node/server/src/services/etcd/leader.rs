@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
-use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
 
-use super::status::Failure;
+use super::status::{Failure, finally};
 use crate::lifecycle::Lifecycle;
 
 /// The metadata with which a client asks that its stream ends without a leader.
@@ -41,6 +41,28 @@ pub(super) async fn lost(lifecycle: &Lifecycle, election_timeout: Duration) -> S
     }
 }
 
+/// Final, because a node that passes the stream on must not take it for a broken connection.
 fn none() -> Status {
-    Status::unavailable("etcdserver: no leader")
+    finally(Code::Unavailable, "etcdserver: no leader")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+    use types::NodeId;
+
+    use super::super::status::is_final;
+    use super::*;
+
+    #[test]
+    fn a_node_without_a_leader_refuses_in_etcds_words_for_good() {
+        let (fail, _) = oneshot::channel();
+        let lifecycle = Lifecycle::new(NodeId(1), fail);
+        let Err(Failure::Status(status)) = check(&lifecycle) else {
+            panic!("it knows no leader");
+        };
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(status.message(), "etcdserver: no leader");
+        assert!(is_final(&status));
+    }
 }
