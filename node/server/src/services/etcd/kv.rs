@@ -142,7 +142,7 @@ impl Method for RangeMethod {
         let range = requests::range(request)?;
         keyspace::check_range(&range)?;
         let keyspaces = &services.keyspaces;
-        keyspaces.freshen(freshness).await?;
+        keyspaces.freshen(&call.keyspace, freshness).await?;
         let size = ranges::size(&range);
         let range = Arc::new(range);
         let read = ranges::read(services, call, size, move |max_bytes| {
@@ -266,7 +266,7 @@ impl TxnMethod {
         freshness: Freshness,
     ) -> Result<Answered<pb::TxnResponse>, Failure> {
         let keyspaces = &services.keyspaces;
-        keyspaces.freshen(freshness).await?;
+        keyspaces.freshen(&call.keyspace, freshness).await?;
         let (txn, limits) = (Arc::new(txn), keyspaces.limits);
         let read = ranges::read(services, call, Size::Any, move |max_bytes| {
             let txn = Arc::clone(&txn);

@@ -363,7 +363,7 @@ impl Method for PartMethod {
     ) -> Result<Answered<Self::Answer>, Failure> {
         let keyspaces = &services.keyspaces;
         let freshness = call.freshness(request.serializable);
-        keyspaces.freshen(freshness).await?;
+        keyspaces.freshen(&call.keyspace, freshness).await?;
         let range = requests::range(request)?;
         keyspace::check_range(&range)?;
         let size = match size(&range) {

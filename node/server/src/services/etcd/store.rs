@@ -19,7 +19,7 @@ use keyspace::{
 };
 use raft::StoreError;
 use replica::{PairReader, Request};
-use shardkv::{GroupKind, encode_keyspace_operation, read_keyspaces};
+use shardkv::{GroupKind, KvError, encode_keyspace_operation, read_keyspaces};
 use types::{ShardId, shard_of};
 
 use super::status::Failure;
@@ -159,19 +159,35 @@ impl Keyspaces {
             Freshness::Serializable => Freshness::Linearizable,
             freshness => freshness,
         };
-        self.freshen(at_leader).await?;
+        self.freshen(name, at_leader).await?;
         self.read_here(weight, name, read).await
     }
 
-    /// Returns when the state here is as fresh as a read wants it. It may then read as
+    /// Returns when the state here is as fresh as a read of the keyspace wants it. The read may then be
     /// [serializable](Freshness::Serializable).
-    pub(crate) async fn freshen(&self, freshness: Freshness) -> Result<(), Failure> {
+    pub(crate) async fn freshen(&self, name: &str, freshness: Freshness) -> Result<(), Failure> {
         match freshness {
             Freshness::Linearizable => self.replica.confirm().await?,
-            Freshness::ReadIndex => self.replica.confirm_here().await?,
+            Freshness::ReadIndex => {
+                self.check_owned(name)?;
+                self.replica.confirm_here().await?;
+            }
             Freshness::Serializable => {}
         }
         Ok(())
+    }
+
+    /// Refuses a call for a keyspace of another group, as far as this node knows. So a call that another group answers needs no round
+    /// among the nodes of this one. What comes from the state is checked there again.
+    fn check_owned(&self, name: &str) -> Result<(), ErrorDetail> {
+        self.replica.check_running()?;
+        if self.routing.kind() != GroupKind::Shards {
+            return Ok(());
+        }
+        match self.routing.ownership().check_served(self.shard(name)?) {
+            Err(error @ KvError::WrongGroup { .. }) => Err(kv::kv_error(&error)),
+            _ => Ok(()),
+        }
     }
 
     /// As [`Keyspaces::read`], for a read that takes long, from the state of this replica.
