@@ -138,6 +138,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// The threads for what blocks: the readers of all kinds at the same time, and some more.
+const BLOCKING_THREADS: usize = 24;
+
 fn start(mut options: Options) -> Result<(), Fatal> {
     probes::telemetry::start(options.log_format, &options.log_filter)?;
     files::share(&mut options)?;
@@ -152,7 +155,7 @@ fn start(mut options: Options) -> Result<(), Fatal> {
     let runtime = builder
         .enable_all()
         .thread_name("network")
-        .max_blocking_threads(16)
+        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(|error| {
             let what = format!("the network's threads can't be started: {error}");

@@ -42,9 +42,10 @@ use crate::services::admin::AdminService;
 use crate::services::all_groups::AllGroups;
 use crate::services::ctrl::{CtrlService, Cuts, Proofs};
 use crate::services::etcd::keepalive::KeepAlives;
+use crate::services::etcd::known::Known;
 use crate::services::etcd::naming::Naming;
 use crate::services::etcd::serve::EtcdServices;
-use crate::services::etcd::store::{self, Keyspaces, Known};
+use crate::services::etcd::store::{self, Keyspaces};
 use crate::services::etcd::watch::{self, WatchServices};
 use crate::services::export::Exporter;
 use crate::services::handoff::{self, HandoffService};
@@ -298,6 +299,7 @@ impl Parts {
         }
     }
 
+    /// Creates what the services for clients of etcd share.
     pub(crate) fn etcd_services(&self, state: &StateReads) -> Arc<EtcdServices> {
         let readers = |kind| {
             let seconds = self.metrics.keyspaces.state_read_seconds.clone();
@@ -307,6 +309,7 @@ impl Parts {
             replica: Arc::clone(&self.replica),
             routing: Arc::clone(&self.routing),
             readers: readers(store::READ_KIND),
+            range_readers: readers(store::RANGE_KIND),
             long_readers: readers(store::LONG_READ_KIND),
             known: Known::default(),
             admission: Arc::clone(&self.admission),

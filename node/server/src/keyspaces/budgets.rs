@@ -14,8 +14,10 @@ pub(crate) const MAX_WATCH_STREAMS: usize = 20_000;
 pub(crate) const MAX_WATCHES: usize = 200_000;
 /// The most streams of renewals of a node.
 const MAX_RENEWAL_STREAMS: usize = 20_000;
-/// The most weight of one keyspace's reads at the reader threads: a single key weighs 1.
-const MAX_READ_WEIGHT: usize = 16;
+/// The most reads of single keys and records of one keyspace that are at the reader threads.
+const MAX_READS: usize = 16;
+/// The most ranges of one keyspace that are at their reader threads.
+const MAX_RANGE_READS: usize = 4;
 /// The most calls of one keyspace that a node forwards at the same time. It is a quarter of what it forwards to one group by default, so that the
 /// other keyspaces of the group find room.
 const MAX_RELAYS: usize = 64;
@@ -35,8 +37,10 @@ pub(crate) struct KeyspaceShares {
     pub(crate) relays: Arc<FairBudget>,
     /// Writes in the log's queue.
     pub(crate) proposals: Arc<FairBudget>,
-    /// Reads at the reader threads, by their weight.
+    /// Reads of single keys and records at the reader threads.
     pub(crate) reads: Arc<FairBudget>,
+    /// Ranges at their reader threads.
+    pub(crate) range_reads: Arc<FairBudget>,
     /// Bytes of answers to reads of single keys.
     pub(crate) points: Arc<FairBudget>,
     /// Bytes of answers to ranges.
@@ -119,7 +123,8 @@ impl KeyspaceShares {
                 limits.max_keyspace_proposals,
                 queued,
             ),
-            reads: each("reads of a keyspace", usize::MAX, MAX_READ_WEIGHT, queued),
+            reads: each("reads of a keyspace", usize::MAX, MAX_READS, queued),
+            range_reads: each("ranges of a keyspace", usize::MAX, MAX_RANGE_READS, queued),
             points: answers(read_bytes / 4),
             max_range_bytes: max_range_bytes(ranges.bounds()),
             ranges,

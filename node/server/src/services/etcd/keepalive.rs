@@ -1,5 +1,6 @@
 //! Streams of renewals. A renewal needs no entry in the log, but proof that this node leads: a lease that another leader has let expire
-//! is not renewed here. The requests that have come together share the proof.
+//! is not renewed here. The requests that have come together share the proof. A proof that has become too old while the keyspace was
+//! looked up is made anew without a reader thread, so that reads which take long end no lease.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use keyspace::LeaseId;
 use pb::lease_client::LeaseClient;
 use tokio::time::Instant;
 use tonic::Streaming;
+use types::ConfigNum;
 
 use super::leader;
 use super::lease::wait;
@@ -51,6 +53,42 @@ impl KeepAlives {
             answers,
             election_timeout,
             patience,
+        }
+    }
+
+    /// Finds the keyspace, and proves that this node leads the group that owns it.
+    async fn prove(&self, name: &str) -> Result<Proof, Failure> {
+        let keyspaces = &self.etcd.keyspaces;
+        let served_since = keyspaces.served_since(keyspaces.shard(name)?);
+        let begun = Instant::now();
+        let found = find(&self.etcd, name).await?;
+        Ok(Proof {
+            found,
+            served_since,
+            begun,
+        })
+    }
+
+    /// Proves it anew, until a proof is young. Reader threads are needed only if the shard went away meanwhile.
+    async fn prove_by(&self, proof: &mut Proof, name: &str, by: Instant) -> Result<(), Failure> {
+        let keyspaces = &self.etcd.keyspaces;
+        loop {
+            let begun = Instant::now();
+            keyspaces.replica.confirm().await?;
+            // What was applied before the confirmation is published.
+            let served_since = keyspaces.served_since(proof.found.place.shard);
+            if served_since.is_some() && served_since == proof.served_since {
+                proof.begun = begun;
+            } else {
+                *proof = self.prove(name).await?;
+            }
+            if proof.is_young(self.election_timeout) {
+                return Ok(());
+            }
+            if Instant::now() >= by {
+                let late = errors::unavailable("the proof of leadership takes too long", 100);
+                return Err(late.into());
+            }
         }
     }
 }
@@ -112,6 +150,8 @@ async fn find(etcd: &EtcdServices, name: &str) -> Result<Found, Failure> {
 /// The proof that this node leads the group of a keyspace.
 struct Proof {
     found: Found,
+    /// The configuration since which the group serves its shard. The keyspace was found after that.
+    served_since: Option<ConfigNum>,
     /// The time before which nothing is proved.
     begun: Instant,
 }
@@ -166,17 +206,19 @@ impl KeepAliveStream {
     }
 
     async fn renew_all(&mut self, batch: Vec<LeaseId>) -> Result<(), Over> {
+        let streams = Arc::clone(&self.streams);
         // The proof begins after the requests have come.
         let mut proof = self.prove().await?;
         for id in batch {
-            let deadline = Instant::now() + self.streams.patience;
+            let deadline = Instant::now() + streams.patience;
             let mut waiting: Option<Waiting> = None;
             loop {
                 // The client may have fetched the answer before this one late.
-                if !proof.is_young(self.streams.election_timeout) {
-                    proof = self.prove_by(deadline).await?;
+                if !proof.is_young(streams.election_timeout) {
+                    let proved = streams.prove_by(&mut proof, &self.call.keyspace, deadline);
+                    proved.await.map_err(|failure| self.failed(failure))?;
                 }
-                let lessor = &self.streams.etcd.lessor;
+                let lessor = &streams.etcd.lessor;
                 let place = proof.found.place;
                 let ttl = match lessor.renew(place, id) {
                     Renewal::Renewed { ttl } => ttl,
@@ -189,7 +231,10 @@ impl KeepAliveStream {
                                 proof = self.prove().await?;
                             }
                             // It is tried again, so that no change before this is missed.
-                            _ => waiting = Some(lessor.wait(place, id)),
+                            _ => {
+                                waiting = Some(lessor.wait(place, id));
+                                proof = self.prove().await?;
+                            }
                         }
                         continue;
                     }
@@ -214,27 +259,108 @@ impl KeepAliveStream {
     }
 
     async fn prove(&self) -> Result<Proof, Over> {
-        let begun = Instant::now();
-        let found = find(&self.streams.etcd, &self.call.keyspace).await;
-        let found = found.map_err(|failure| self.failed(failure))?;
-        Ok(Proof { found, begun })
-    }
-
-    /// Returns a young proof.
-    async fn prove_by(&self, deadline: Instant) -> Result<Proof, Over> {
-        loop {
-            let proof = self.prove().await?;
-            if proof.is_young(self.streams.election_timeout) {
-                return Ok(proof);
-            }
-            if Instant::now() >= deadline {
-                let late = errors::unavailable("the proof of leadership takes too long", 100);
-                return Err(self.failed(late.into()));
-            }
-        }
+        let proof = self.streams.prove(&self.call.keyspace).await;
+        proof.map_err(|failure| self.failed(failure))
     }
 
     fn failed(&self, failure: Failure) -> Over {
         Over::Failed(status_of(&self.streams.etcd, &self.call, failure))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Handle;
+    use tokio::sync::{mpsc, watch};
+    use tokio::task::JoinSet;
+    use tokio::time::{sleep, timeout};
+
+    use super::super::store::{Extent, RANGE_KIND, READ_KIND};
+    use super::super::testing::TestNode;
+    use super::*;
+
+    const NAME: &str = "a";
+    const ELECTION_TIMEOUT: Duration = Duration::from_millis(100);
+    /// The time in which everything ends.
+    const LONG: Duration = Duration::from_secs(30);
+    const FRESH: Freshness = Freshness::Serializable;
+
+    /// Reads that hold their threads until the sender says true.
+    struct Held {
+        go_on: watch::Sender<bool>,
+        reads: JoinSet<()>,
+    }
+
+    impl Held {
+        /// Starts so many reads, and waits until they are at their threads.
+        async fn start(node: &TestNode, extent: Extent, reads: usize) -> Self {
+            let mut held = Self {
+                go_on: watch::Sender::new(false),
+                reads: JoinSet::new(),
+            };
+            let (started, mut starts) = mpsc::unbounded_channel();
+            for _ in 0..reads {
+                let (etcd, started) = (Arc::clone(&node.etcd), started.clone());
+                let mut go_on = held.go_on.subscribe();
+                held.reads.spawn(async move {
+                    let wait = move |_: &dyn replica::PairReader, _: &Found| {
+                        started.send(()).unwrap();
+                        let held = Handle::current();
+                        assert!(held.block_on(go_on.wait_for(|go_on| *go_on)).is_ok());
+                        Ok(Ok(()))
+                    };
+                    let read = etcd.keyspaces.read_extent(extent, NAME, FRESH, wait);
+                    assert!(read.await.is_ok());
+                });
+            }
+            for _ in 0..reads {
+                assert!(timeout(LONG, starts.recv()).await.is_ok());
+            }
+            held
+        }
+
+        async fn end(mut self) {
+            self.go_on.send_replace(true);
+            while let Some(read) = self.reads.join_next().await {
+                read.unwrap();
+            }
+        }
+    }
+
+    fn streams(node: &TestNode) -> KeepAlives {
+        let answers = Arc::new(PageBudget::new(1 << 20, LONG));
+        KeepAlives::new(Arc::clone(&node.etcd), answers, ELECTION_TIMEOUT, LONG)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_look_up_waits_for_no_ranges() {
+        let node = TestNode::with_keyspace(NAME).await;
+        let ranges = Held::start(&node, Extent::Many, RANGE_KIND.max_running).await;
+        let found = timeout(LONG, find(&node.etcd, NAME)).await;
+        assert!(found.is_ok_and(|found| found.is_ok()));
+        ranges.end().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_proof_that_a_look_up_has_held_up_is_made_anew_without_a_reader_thread() {
+        let node = TestNode::with_keyspace(NAME).await;
+        let streams = Arc::new(streams(&node));
+        let most = READ_KIND.max_running;
+        let reads = Held::start(&node, Extent::Single, most).await;
+        let proving = tokio::spawn({
+            let streams = Arc::clone(&streams);
+            async move { streams.prove(NAME).await }
+        });
+        // The proof grows old meanwhile.
+        sleep(2 * ELECTION_TIMEOUT).await;
+        reads.end().await;
+        let mut proof = proving.await.unwrap().unwrap();
+        let found = proof.begun;
+        let reads = Held::start(&node, Extent::Single, most).await;
+        let proved = streams.prove_by(&mut proof, NAME, Instant::now() + LONG);
+        let proved = timeout(LONG, proved).await;
+        assert!(proved.is_ok_and(|proved| proved.is_ok()));
+        assert!(proof.begun > found);
+        reads.end().await;
     }
 }

@@ -10,6 +10,7 @@ use keyspace::{Answer, LeaseId, Refusal, Write};
 use pb::lease_client::LeaseClient;
 use pb::lease_server::Lease;
 use prometheus_client::metrics::histogram::Histogram;
+use replica::PairReader;
 use tokio::time::{Instant, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
@@ -17,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::keepalive;
 use super::serve::{Answered, Call, EtcdServices, Method};
 use super::status::Failure;
-use super::store::Freshness;
+use super::store::{Extent, Found, Freshness};
 use super::streams::status_of;
 use crate::convert::kv::mismatch;
 use crate::forward::Repeat;
@@ -206,7 +207,12 @@ impl Method for TimeToLiveMethod {
         let deadline = services.forwarder.deadline(call.arrived);
         let mut waiting: Option<Waiting> = None;
         loop {
-            let read = keyspaces.read(
+            let read = keyspaces.read_extent(
+                if with_keys {
+                    Extent::Many
+                } else {
+                    Extent::Single
+                },
                 &call.keyspace,
                 Freshness::Linearizable,
                 move |reader, found| {
@@ -280,14 +286,16 @@ impl Method for LeasesMethod {
         _: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
         let keyspaces = &services.keyspaces;
-        let read = keyspaces.read(&call.keyspace, call.freshness(false), |reader, found| {
+        let list = |reader: &dyn PairReader, found: &Found| {
             let leases = keyspace::read_leases(reader, found.place, None, MAX_LISTED + 1)?;
             if leases.len() > MAX_LISTED {
                 return Ok(Err(Refusal::TooManyRequests));
             }
             let status = |lease: keyspace::Lease| pb::LeaseStatus { id: lease.id.0 };
             Ok(Ok(leases.into_iter().map(status).collect()))
-        });
+        };
+        let freshness = call.freshness(false);
+        let read = keyspaces.read_extent(Extent::Many, &call.keyspace, freshness, list);
         let (found, leases) = read.await?;
         let header = keyspaces.header(found.record.cluster_id(), found.record.revision);
         let answer = pb::LeaseLeasesResponse {

@@ -2,7 +2,7 @@
 //!
 //! - [`edge`] keeps the authority of a call, and [`naming`] decides which keyspace the call means.
 //! - [`serve`] answers a call here, or at the node that can.
-//! - [`store`] finds, reads and writes a keyspace of this node's group.
+//! - [`store`] finds, reads and writes a keyspace of this node's group, and [`known`] remembers which there are.
 //! - [`requests`] and [`answers`] convert messages, and [`status`] refusals.
 //! - [`ranges`] bounds what reads take, and serves ranges in parts.
 //! - [`streams`] opens streams here or elsewhere, and [`leader`] ends those that need one.
@@ -17,6 +17,7 @@ pub(crate) mod concurrency;
 pub(crate) mod edge;
 pub(crate) mod election;
 pub(crate) mod keepalive;
+pub(crate) mod known;
 pub(crate) mod kv;
 mod leader;
 pub(crate) mod lease;
@@ -30,6 +31,8 @@ pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod store;
 mod streams;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 pub(crate) mod watch;

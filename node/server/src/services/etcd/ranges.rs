@@ -15,7 +15,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::serve::{Answered, Call, EtcdServices, Method, SMALL_ANSWER_BYTES};
 use super::status::{self, Failure};
-use super::store::{Found, Freshness};
+use super::store::{Extent, Found, Freshness};
 use super::{answers, kv, requests};
 use crate::forward::Repeat;
 use crate::keyspaces::budgets::KeyspaceShares;
@@ -33,24 +33,20 @@ const FIRST_PART_PAIRS: i64 = 16;
 const MAX_PART_PAIRS: i64 = 10_000;
 /// The bytes that a part should have.
 const PART_BYTES: usize = 1 << 20;
-
 /// The most bytes of a part. A pair that a request could write fits.
 const MAX_PART_BYTES: usize = 4 << 20;
 const GO_ON: &str = "begin again after the last key that arrived";
-
 /// The parts of a range.
 pub(crate) type RangeStream = Pages<pb::RangeStreamResponse>;
 
 /// The parts of the most bytes of a range that are tried, one after the other.
 const STEPS: [usize; 3] = [32, 4, 1];
-/// The weight of a range at the reader threads, compared to the read of a single key.
-const RANGE_WEIGHT: usize = 4;
 
 /// The size of the answer to a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Size {
     /// One pair at most.
-    Small,
+    Single,
     /// No pair, but all keys of a range are visited.
     Count,
     /// A part of a range.
@@ -90,17 +86,16 @@ impl ReadShare {
 }
 
 impl Size {
-    /// Returns the weight of the read at the reader threads.
-    fn weight(self) -> usize {
+    fn extent(self) -> Extent {
         match self {
-            Self::Small => 1,
-            Self::Count | Self::Part | Self::Any => RANGE_WEIGHT,
+            Self::Single => Extent::Single,
+            Self::Count | Self::Part | Self::Any => Extent::Many,
         }
     }
 
     fn budget(self, shares: &KeyspaceShares) -> &Arc<FairBudget> {
         match self {
-            Self::Small | Self::Count => &shares.points,
+            Self::Single | Self::Count => &shares.points,
             Self::Part | Self::Any => &shares.ranges,
         }
     }
@@ -109,7 +104,7 @@ impl Size {
 /// Returns the size of the answer to a range.
 pub(super) fn size(range: &Range) -> Size {
     match range.span {
-        Span::Key(_) => Size::Small,
+        Span::Key(_) => Size::Single,
         _ if range.count_only => Size::Count,
         _ => Size::Any,
     }
@@ -118,7 +113,7 @@ pub(super) fn size(range: &Range) -> Size {
 /// Returns the bytes that a read tries to keep within, one after the other.
 fn steps(size: Size, max_range_bytes: usize) -> Vec<usize> {
     match size {
-        Size::Small | Size::Count => vec![POINT_BYTES],
+        Size::Single | Size::Count => vec![POINT_BYTES],
         Size::Part => vec![MAX_PART_BYTES.min(max_range_bytes)],
         Size::Any => STEPS.map(|part| max_range_bytes / part).to_vec(),
     }
@@ -151,9 +146,8 @@ where
             drop(held);
             answer
         };
-        let (weight, here) = (size.weight(), Freshness::Serializable);
-        let keyspaces = &services.keyspaces;
-        match keyspaces.read_weighing(weight, name, here, read).await {
+        let (keyspaces, here) = (&services.keyspaces, Freshness::Serializable);
+        match keyspaces.read_extent(size.extent(), name, here, read).await {
             Ok((found, answer)) => return Ok((found, answer, share)),
             Err(failure @ Failure::Refused(Refusal::TooManyRequests)) => too_large = failure,
             Err(failure) => return Err(failure),
@@ -510,13 +504,16 @@ mod tests {
     #[test]
     fn a_count_needs_few_bytes_and_weighs_as_much_as_a_range() {
         let mut key = Range::new(Span::Key("k".into()));
-        assert_eq!((size(&key), size(&key).weight()), (Size::Small, 1));
+        assert_eq!(
+            (size(&key), size(&key).extent()),
+            (Size::Single, Extent::Single)
+        );
         key.count_only = true;
-        assert_eq!(size(&key), Size::Small);
+        assert_eq!(size(&key), Size::Single);
         let mut all = Range::new(Span::From("k".into()));
-        assert_eq!((size(&all), size(&all).weight()), (Size::Any, RANGE_WEIGHT));
+        assert_eq!((size(&all), size(&all).extent()), (Size::Any, Extent::Many));
         all.count_only = true;
-        assert_eq!(size(&all).weight(), RANGE_WEIGHT);
+        assert_eq!(size(&all).extent(), Extent::Many);
         assert_eq!(steps(size(&all), 1 << 30), [POINT_BYTES]);
     }
 }

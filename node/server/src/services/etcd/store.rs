@@ -8,9 +8,8 @@
 //! [`Freshness::Serializable`]) also at the group's other nodes.
 //! Other nodes get [`Failure::Node`] with a refusal that [`serve`](super::serve) follows.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use api::etcd::etcdserverpb::ResponseHeader;
 use api::v1::ErrorDetail;
@@ -20,8 +19,9 @@ use keyspace::{
 use raft::StoreError;
 use replica::{PairReader, Request};
 use shardkv::{GroupKind, KvError, encode_keyspace_operation, read_keyspaces};
-use types::{ShardId, shard_of};
+use types::{ConfigNum, ShardId, shard_of};
 
+use super::known::Known;
 use super::status::Failure;
 use crate::admission::Admission;
 use crate::convert::kv;
@@ -32,12 +32,16 @@ use crate::reads::{ReadKind, Readers};
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 
-/// The most remembered keyspaces. One takes some 200 bytes.
-const MAX_KNOWN: usize = 16 << 10;
-
-/// The bounds of reads. Clients wait for their turn up to a number that no burst of theirs should reach.
+/// The bounds of reads of single keys and of records. Clients wait for their turn up to a number that no burst of theirs should reach.
 pub(crate) const READ_KIND: ReadKind = ReadKind {
     what: "reads of keyspaces",
+    max_running: 2,
+    max_admitted: 16 << 10,
+};
+
+/// The bounds of ranges.
+pub(crate) const RANGE_KIND: ReadKind = ReadKind {
+    what: "ranges of keyspaces",
     max_running: 4,
     max_admitted: 16 << 10,
 };
@@ -53,7 +57,9 @@ pub(crate) const LONG_READ_KIND: ReadKind = ReadKind {
 pub(crate) struct Keyspaces {
     pub(crate) replica: Arc<ReplicaHandle>,
     pub(crate) routing: Arc<Routing>,
+    /// For reads of single keys and of records.
     pub(crate) readers: Readers,
+    pub(crate) range_readers: Readers,
     /// For reads that take as long as the keyspace is large.
     pub(crate) long_readers: Readers,
     pub(crate) known: Known,
@@ -74,6 +80,15 @@ pub(crate) struct Found {
 pub(crate) struct Identity {
     pub(crate) place: Place,
     pub(crate) cluster_id: u64,
+}
+
+/// The size of a read. Each has reader threads and shares of its own, so that no look-up waits for ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// A keyspace's record, a single key, or the like.
+    Single,
+    /// As much as a range or a list may have.
+    Many,
 }
 
 /// The state that a read wants.
@@ -116,7 +131,8 @@ impl Keyspaces {
         Ok(shard_of(format!("{{{name}}}").as_bytes(), shards))
     }
 
-    /// Calls `read` with a keyspace and the state that it was found in, on a reader thread.
+    /// Calls `read` with a keyspace and the state that it was found in, on a reader thread. The read looks at a
+    /// [single](Extent::Single) thing.
     pub(crate) async fn read<T, F>(
         &self,
         name: &str,
@@ -130,13 +146,14 @@ impl Keyspaces {
             + Send
             + 'static,
     {
-        self.read_weighing(1, name, freshness, read).await
+        self.read_extent(Extent::Single, name, freshness, read)
+            .await
     }
 
-    /// As [`Keyspaces::read`], for a read that weighs more than that of a single key.
-    pub(crate) async fn read_weighing<T, F>(
+    /// As [`Keyspaces::read`], for a read of this size.
+    pub(crate) async fn read_extent<T, F>(
         &self,
-        weight: usize,
+        extent: Extent,
         name: &str,
         freshness: Freshness,
         read: F,
@@ -149,7 +166,7 @@ impl Keyspaces {
             + 'static,
     {
         if freshness == Freshness::Serializable {
-            match self.read_here(weight, name, read.clone()).await {
+            match self.read_here(extent, name, read.clone()).await {
                 // A state that lags may not have it yet.
                 Err(Failure::Refused(Refusal::KeyspaceNotFound)) => {}
                 answer => return answer,
@@ -160,7 +177,7 @@ impl Keyspaces {
             freshness => freshness,
         };
         self.freshen(name, at_leader).await?;
-        self.read_here(weight, name, read).await
+        self.read_here(extent, name, read).await
     }
 
     /// Returns when the state here is as fresh as a read of the keyspace wants it. The read may then be
@@ -203,7 +220,7 @@ impl Keyspaces {
 
     async fn read_here<T, F>(
         &self,
-        weight: usize,
+        extent: Extent,
         name: &str,
         read: F,
     ) -> Result<(Found, T), Failure>
@@ -213,16 +230,20 @@ impl Keyspaces {
             + Send
             + 'static,
     {
+        let shares = &self.admission.keyspaces;
+        let (readers, reads) = match extent {
+            Extent::Single => (&self.readers, &shares.reads),
+            Extent::Many => (&self.range_readers, &shares.range_reads),
+        };
         // A keyspace has few reads at the threads. The others wait behind their own.
-        let reads = &self.admission.keyspaces.reads;
-        let turn = reads.take(name, weight).await?;
+        let turn = reads.take(name, 1).await?;
         // It goes along, because the thread reads on when the caller is gone.
         let read = move |reader: &dyn PairReader, found: &Found| {
             let answer = read(reader, found);
             drop(turn);
             answer
         };
-        self.read_with(&self.readers, name, read).await
+        self.read_with(readers, name, read).await
     }
 
     async fn read_with<T, F>(
@@ -251,6 +272,11 @@ impl Keyspaces {
         });
         let served = answer.await?.map_err(|error| kv::kv_error(&error))?;
         Ok(served?)
+    }
+
+    /// Returns the configuration since which the group serves the shard, as it was published.
+    pub(crate) fn served_since(&self, shard: ShardId) -> Option<ConfigNum> {
+        self.routing.ownership().served_since(shard)
     }
 
     /// Returns the identity of a keyspace. It may have been deleted since.
@@ -411,38 +437,39 @@ fn puts(txn: &Txn) -> bool {
     })
 }
 
-/// Remembers the identities of keyspaces, by their names.
-#[derive(Debug, Default)]
-pub(crate) struct Known(Mutex<BTreeMap<String, Identity>>);
-
-impl Known {
-    fn get(&self, name: &str) -> Option<Identity> {
-        self.lock().get(name).copied()
-    }
-
-    pub(super) fn insert(&self, name: &str, identity: Identity) {
-        let mut known = self.lock();
-        if known.len() >= MAX_KNOWN && !known.contains_key(name) {
-            known.pop_first();
-        }
-        known.insert(name.to_owned(), identity);
-    }
-
-    fn forget(&self, name: &str) {
-        self.lock().remove(name);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Identity>> {
-        // Each change is one call, so a poisoned lock is as good.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use api::v1::error_detail::Kind;
+    use futures::FutureExt as _;
     use keyspace::{DeleteRange, KeyspaceId, Put, Range, Span};
+    use shardkv::{Ownership, Shard, ShardState};
+    use types::{ClusterId, Gid, LogTime, ShardConfig};
 
+    use super::super::testing::TestNode;
     use super::*;
+    use crate::machine::Published;
+
+    #[tokio::test]
+    async fn a_fresh_read_asks_the_replica_only_for_shards_of_its_group() {
+        let node = TestNode::new(GroupKind::Shards);
+        let (keyspaces, routing) = (&node.etcd.keyspaces, &node.parts.routing);
+        let groups = [(Gid(2), vec!["b:1".to_owned()])];
+        let config = ShardConfig::new(ConfigNum(1), groups.into(), [(1, Gid(2))]);
+        let config = Arc::new(config.unwrap());
+        routing.configs().replace(ClusterId(7), config);
+        // The replica doesn't run, so whoever asks it waits.
+        let fresh = || keyspaces.freshen("a", Freshness::ReadIndex).now_or_never();
+        let Some(Err(Failure::Node(error))) = fresh() else {
+            panic!("it waits for the replica");
+        };
+        assert!(matches!(error.kind, Some(Kind::WrongGroup(_))), "{error:?}");
+        let mut owned = Ownership::default();
+        let config = ConfigNum(1);
+        let shard = Shard::new(ShardState::Serving { config }, LogTime(0));
+        owned.shards.insert(ShardId(0), Arc::new(shard));
+        routing.update(Published::Ownership(Arc::new(owned)));
+        assert!(fresh().is_none());
+    }
 
     #[test]
     fn a_write_that_puts_frees_no_space_however_deep_the_put() {
@@ -465,26 +492,5 @@ mod tests {
         assert!(frees(Write::Txn(txn(range))));
         assert!(frees(Write::Compact { revision: 1 }));
         assert!(!frees(Write::Put(Put::default())));
-    }
-
-    #[test]
-    fn the_remembered_keyspaces_are_bounded() {
-        let known = Known::default();
-        let identity = |id| Identity {
-            place: Place {
-                shard: ShardId(0),
-                id: KeyspaceId(id),
-            },
-            cluster_id: id,
-        };
-        for id in 0..2 * MAX_KNOWN as u64 {
-            known.insert(&format!("{id:09}"), identity(id));
-        }
-        assert_eq!(known.lock().len(), MAX_KNOWN);
-        let newest = 2 * MAX_KNOWN as u64 - 1;
-        let name = format!("{newest:09}");
-        assert_eq!(known.get(&name), Some(identity(newest)));
-        known.forget(&name);
-        assert_eq!(known.get(&name), None);
     }
 }

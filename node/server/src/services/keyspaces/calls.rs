@@ -229,7 +229,7 @@ impl Call for ListKeyspacesRequest {
         };
         keyspaces.replica.confirm().await?;
         let read = move |state: &dyn StateReader| page(state, first, shards, limit as usize);
-        let page = keyspaces.readers.read(read).await?;
+        let page = keyspaces.range_readers.read(read).await?;
         let page = page.map_err(|error| kv::kv_error(&error))?;
         Ok(page.told(keyspaces.routing.gid(), shards))
     }
