@@ -68,13 +68,6 @@ impl PageBudget {
         }
     }
 
-    /// As [`PageBudget::take`], without waiting; `None` if others hold the room.
-    pub(crate) fn take_now(&self, bytes: usize) -> Option<PageShare> {
-        let wanted = units(bytes).min(self.total);
-        let taken = Arc::clone(&self.units).try_acquire_many_owned(wanted);
-        taken.ok().map(PageShare::Pages)
-    }
-
     /// Returns the bytes of the shares that are taken.
     pub(crate) fn used(&self) -> usize {
         let taken = (self.total as usize).saturating_sub(self.units.available_permits());
@@ -110,7 +103,6 @@ mod tests {
         let budget = PageBudget::new(100 << 10, Duration::from_secs(10));
         let mut first = budget.take(80 << 10).await.unwrap();
         assert!(budget.take(30 << 10).now_or_never().is_none(), "it waits");
-        assert!(budget.take_now(30 << 10).is_none());
         let error = budget.take(30 << 10).await.unwrap_err();
         assert!(
             matches!(error.kind, Some(api::v1::error_detail::Kind::Overloaded(_))),

@@ -29,7 +29,6 @@ use crate::metrics::Metrics;
 use crate::metrics::watch::ShardWatch;
 use crate::mover::{self, RoomWatch, SharedMover};
 use crate::options::Options;
-use crate::page_budget::PageBudget;
 use crate::peers::Peers;
 use crate::progress::Progress;
 use crate::readiness::ReadinessProbe;
@@ -247,20 +246,14 @@ impl Parts {
             Readers::new(state.clone(), kind, seconds)
         };
         let timeout = election_timeout(&self.options);
-        let limits = &self.options.limits;
-        let budget =
-            || PageBudget::new(limits.max_keyspace_read_bytes, self.options.request_timeout);
-        let answers = Arc::new(budget());
         let watch = Arc::new(WatchServices::new(
             Arc::clone(&etcd),
             Arc::clone(&self.followers.hub),
             readers(watch::READ_KIND),
-            (budget(), Arc::clone(&answers)),
             timeout,
         ));
         let keep_alives = Arc::new(KeepAlives::new(
             Arc::clone(&etcd),
-            answers,
             timeout,
             self.options.request_timeout,
         ));

@@ -196,7 +196,7 @@ async fn a_stream_is_a_line_for_each_answer_and_one_for_its_error() {
 async fn a_stream_gives_its_shares_back_as_its_lines_are_taken() {
     let budget = PageBudget::new(1 << 20, Duration::from_secs(1));
     let unfetched = Arc::new(Unfetched::default());
-    unfetched.keep(budget.take_now(1 << 20));
+    unfetched.keep(budget.take(1 << 20).await.ok());
     // The stream that makes the answers holds it, too.
     let held = Arc::clone(&unfetched);
     let service = service_fn(move |_: Request<Body>| {

@@ -52,6 +52,10 @@ pub(crate) struct KeyspaceShares {
     pub(crate) watch_streams: Arc<FairBudget>,
     pub(crate) watches: Arc<FairBudget>,
     pub(crate) renewal_streams: Arc<FairBudget>,
+    /// Bytes of pages of the past that watches have read.
+    pub(crate) watch_pages: Arc<FairBudget>,
+    /// Bytes of large answers of streams that clients have not fetched.
+    pub(crate) stream_answers: Arc<FairBudget>,
     /// The most bytes of the answer to one range.
     pub(crate) max_range_bytes: usize,
 }
@@ -107,6 +111,14 @@ impl KeyspaceShares {
                 MAX_WAITING,
             )
         };
+        let of_streams = |what| {
+            FairBudget::new(Bounds {
+                // Each stream waits for one share at most, and long, because it ends if there is none.
+                max_waiting: MAX_WATCH_STREAMS + MAX_RENEWAL_STREAMS,
+                patience: request_timeout,
+                ..bounds(what, limits.max_keyspace_read_bytes)
+            })
+        };
         let (pending, queued) = (limits.max_pending_requests, limits.max_keyspace_requests);
         let read_bytes = limits.max_keyspace_read_bytes;
         let ranges = answers(read_bytes);
@@ -133,6 +145,8 @@ impl KeyspaceShares {
             watch_streams: budget("watch streams of a keyspace", MAX_WATCH_STREAMS),
             watches: budget("watches of a keyspace", MAX_WATCHES),
             renewal_streams: budget("streams of renewals of a keyspace", MAX_RENEWAL_STREAMS),
+            watch_pages: of_streams("bytes of pages for watches of a keyspace"),
+            stream_answers: of_streams("bytes of answers of a keyspace's streams"),
         }
     }
 

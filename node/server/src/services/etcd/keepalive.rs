@@ -25,7 +25,6 @@ use super::streams::{Opened, Over, status_of, stopped};
 use crate::forward::StreamKind;
 use crate::keyspaces::shares::Share;
 use crate::keyspaces::waiters::Waiting;
-use crate::page_budget::PageBudget;
 use crate::services::pages::Pages;
 
 /// The most renewals that share a proof of leadership.
@@ -34,8 +33,6 @@ const MAX_BATCH: usize = 256;
 /// The streams of renewals of a node.
 pub(crate) struct KeepAlives {
     etcd: Arc<EtcdServices>,
-    /// The budget of large answers, of which no renewal has one.
-    answers: Arc<PageBudget>,
     election_timeout: Duration,
     patience: Duration,
 }
@@ -44,13 +41,11 @@ impl KeepAlives {
     /// `patience` is the time that a renewal may wait for the timers of a new leader, or for a revoke.
     pub(crate) fn new(
         etcd: Arc<EtcdServices>,
-        answers: Arc<PageBudget>,
         election_timeout: Duration,
         patience: Duration,
     ) -> Self {
         Self {
             etcd,
-            answers,
             election_timeout,
             patience,
         }
@@ -114,7 +109,8 @@ pub(super) async fn open(
         },
     );
     let opened = opened.await?;
-    let (outgoing, stream) = Outgoing::new(Arc::clone(&streams.answers));
+    let answers = Arc::clone(&shares.stream_answers);
+    let (outgoing, stream) = Outgoing::new(answers, &call.keyspace);
     let lifecycle = Arc::clone(&etcd.lifecycle);
     match opened {
         Opened::There(elsewhere) => {
@@ -328,8 +324,7 @@ mod tests {
     }
 
     fn streams(node: &TestNode) -> KeepAlives {
-        let answers = Arc::new(PageBudget::new(1 << 20, LONG));
-        KeepAlives::new(Arc::clone(&node.etcd), answers, ELECTION_TIMEOUT, LONG)
+        KeepAlives::new(Arc::clone(&node.etcd), ELECTION_TIMEOUT, LONG)
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

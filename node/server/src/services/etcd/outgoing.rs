@@ -12,7 +12,8 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use super::streams::Over;
-use crate::page_budget::{PageBudget, PageShare};
+use crate::keyspaces::shares::FairBudget;
+use crate::page_budget::PageShare;
 use crate::services::pages::{PageSender, Pages, pages_of};
 
 /// The time in which a client is to fetch a small answer.
@@ -27,8 +28,9 @@ const GO_ON: &str = "open it again, and go on after the last revision that has c
 /// The sending half of a stream of answers.
 pub(super) struct Outgoing<A> {
     sender: PageSender<A>,
-    /// The budget of large answers.
-    budget: Arc<PageBudget>,
+    /// The budget of large answers, of which the keyspace has its share.
+    budget: Arc<FairBudget>,
+    keyspace: String,
     /// The time by which the answer that was sent last is to be fetched.
     due: Instant,
     /// True if that answer is large, and was not fetched when it was last looked for.
@@ -36,11 +38,12 @@ pub(super) struct Outgoing<A> {
 }
 
 impl<A: Message> Outgoing<A> {
-    pub(super) fn new(budget: Arc<PageBudget>) -> (Self, Pages<A>) {
+    pub(super) fn new(budget: Arc<FairBudget>, keyspace: &str) -> (Self, Pages<A>) {
         let (sender, stream) = pages_of(GO_ON);
         let outgoing = Self {
             sender,
             budget,
+            keyspace: keyspace.to_owned(),
             due: Instant::now() + PATIENCE,
             large: false,
         };
@@ -95,19 +98,20 @@ impl<A: Message> Outgoing<A> {
         if bytes <= SMALL_BYTES {
             return Ok(None);
         }
-        let budget = Arc::clone(&self.budget);
+        let (budget, keyspace) = (Arc::clone(&self.budget), self.keyspace.clone());
         let share = tokio::select! {
             biased;
             over = self.lost() => return Err(over),
-            share = budget.take(bytes) => share,
+            share = budget.take(&keyspace, bytes) => share,
         };
         let full = |_| Over::Failed(Status::unavailable("etcdserver: too many answers wait"));
-        share.map(Some).map_err(full)
+        share.map(|share| Some(share.into())).map_err(full)
     }
 
     /// Takes the share of an answer of this size if there is room for it now.
     pub(super) fn share_now(&self, bytes: usize) -> Option<PageShare> {
-        self.budget.take_now(bytes)
+        let share = self.budget.try_take(&self.keyspace, bytes);
+        share.ok().map(PageShare::from)
     }
 
     /// Sends an answer with its share when there is room for it. Ends the stream if the client doesn't fetch in time.
@@ -149,6 +153,9 @@ mod tests {
     use futures::{FutureExt as _, StreamExt as _};
 
     use super::*;
+    use crate::keyspaces::shares::Bounds;
+
+    const NOISY: &str = "noisy";
 
     fn answer(bytes: usize) -> WatchResponse {
         WatchResponse {
@@ -158,12 +165,19 @@ mod tests {
     }
 
     fn outgoing() -> (
-        Arc<PageBudget>,
+        Arc<FairBudget>,
         Outgoing<WatchResponse>,
         Pages<WatchResponse>,
     ) {
-        let budget = Arc::new(PageBudget::new(1 << 20, Duration::from_secs(1)));
-        let (outgoing, stream) = Outgoing::new(Arc::clone(&budget));
+        let budget = FairBudget::new(Bounds {
+            what: "bytes",
+            total: 1 << 20,
+            max_each: usize::MAX,
+            percent: 66,
+            max_waiting: 8,
+            patience: Duration::from_secs(1),
+        });
+        let (outgoing, stream) = Outgoing::new(Arc::clone(&budget), NOISY);
         (budget, outgoing, stream)
     }
 
@@ -214,8 +228,18 @@ mod tests {
                 .await
                 .is_ok_and(|share| share.is_none())
         );
-        let _all = budget.take(1 << 20).await.unwrap();
+        let _all = budget.take(NOISY, 1 << 20).await.unwrap();
         let over = outgoing.share(SMALL_BYTES + 1).await;
         assert!(matches!(over, Err(Over::Failed(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_keyspace_whose_clients_do_not_fetch_leaves_room_for_others() {
+        let (budget, noisy, _stream) = outgoing();
+        let answers: Vec<_> = (0..16).map_while(|_| noisy.share_now(128 << 10)).collect();
+        assert!(answers.len() > 1 && budget.used() < 1 << 20);
+        let (mut quiet, _stream) = Outgoing::<WatchResponse>::new(Arc::clone(&budget), "quiet");
+        let share = quiet.share(128 << 10).now_or_never();
+        assert!(share.is_some_and(|share| share.is_ok()), "it has its share");
     }
 }

@@ -24,7 +24,6 @@ use crate::keyspaces::budgets::{KeyspaceShares, MAX_WATCH_STREAMS};
 use crate::keyspaces::hub::{Hub, Subscription};
 use crate::keyspaces::shares::Share;
 use crate::metrics::set;
-use crate::page_budget::PageBudget;
 use crate::reads::{ReadKind, Readers};
 use crate::services::pages::Pages;
 
@@ -46,10 +45,6 @@ pub(crate) struct WatchServices {
     pub(crate) etcd: Arc<EtcdServices>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) readers: Readers,
-    /// The budget of pages of the past that are on their way to clients.
-    pub(crate) pages: PageBudget,
-    /// The budget of large answers that clients have not fetched.
-    answers: Arc<PageBudget>,
     election_timeout: Duration,
 }
 
@@ -58,15 +53,12 @@ impl WatchServices {
         etcd: Arc<EtcdServices>,
         hub: Arc<Hub>,
         readers: Readers,
-        (pages, answers): (PageBudget, Arc<PageBudget>),
         election_timeout: Duration,
     ) -> Self {
         Self {
             etcd,
             hub,
             readers,
-            pages,
-            answers,
             election_timeout,
         }
     }
@@ -89,7 +81,8 @@ impl WatchServices {
             let (feeds, bytes) = self.hub.size();
             set(&metrics.feeds, feeds as u64);
             set(&metrics.feed_bytes, bytes as u64);
-            let unfetched = self.pages.used() + self.answers.used();
+            let shares = self.shares();
+            let unfetched = shares.watch_pages.used() + shares.stream_answers.used();
             set(&metrics.unfetched_bytes, unfetched as u64);
         }
     }
@@ -175,7 +168,8 @@ impl WatchServices {
             },
         );
         let opened = opened.await?;
-        let (outgoing, stream) = Outgoing::new(Arc::clone(&services.answers));
+        let answers = Arc::clone(&services.shares().stream_answers);
+        let (outgoing, stream) = Outgoing::new(answers, &call.keyspace);
         let lifecycle = Arc::clone(&services.etcd.lifecycle);
         match opened {
             Opened::There(elsewhere) => {

@@ -193,11 +193,11 @@ where
 
     /// Reads a page of the past for the watches that are behind.
     async fn page(&mut self, from: i64, spans: Spans) -> Result<(), Over> {
-        let budget = &self.services.pages;
+        let budget = &self.services.shares().watch_pages;
         let share = tokio::select! {
             biased;
             over = self.outgoing.lost() => return Err(over),
-            share = budget.take(PAGE.bytes) => share,
+            share = budget.take(&self.name, PAGE.bytes) => share,
         };
         let Ok(share) = share else {
             // Others hold the budget. While this stream waits, its watches cost nothing.
@@ -208,7 +208,7 @@ where
         let read = move |reader: &dyn PairReader| read_page(reader, place, from, &spans, PAGE);
         match self.read(read).await? {
             Some(Ok(page)) => {
-                self.share = Some(share);
+                self.share = Some(share.into());
                 self.watches.take_page(page);
             }
             Some(Err(Refusal::Compacted { compacted })) => {
