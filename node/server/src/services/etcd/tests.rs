@@ -74,7 +74,7 @@ impl Node {
         [
             &shares.requests,
             &shares.proposals,
-            &shares.reads,
+            &shares.range_reads,
             &shares.write_answers,
             &shares.ranges,
         ]
