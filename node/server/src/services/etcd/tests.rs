@@ -142,7 +142,7 @@ fn a_read_keeps_its_shares_until_its_thread_is_done() {
         let mut read = Box::pin(read);
         assert!((&mut read).now_or_never().is_none(), "its thread is busy");
         let held = node.held();
-        assert!(held[2] > 1 && held[4] > 0, "{held:?}");
+        assert!(held[2] > 0 && held[4] > 0, "{held:?}");
         drop(read);
         assert_eq!(node.held(), held, "the thread has still to read");
         drop(release);
