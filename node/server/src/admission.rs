@@ -28,7 +28,7 @@ pub(crate) struct Admission {
     pub(crate) relayed_pages: PageBudget,
     /// The budget of pages that scans over all groups hold, one of each group, until they are merged.
     pub(crate) merged_pages: PageBudget,
-    /// What keyspaces share.
+    /// The budgets that keyspaces share.
     pub(crate) keyspaces: KeyspaceShares,
     /// The window of HTTP/2 of a stream of pages from another node, which a node may fill before anything is read.
     pub(crate) page_window_bytes: u32,

@@ -12,7 +12,7 @@ use keyspace::{
     TxnAnswer, Write,
 };
 
-/// What the crate counts for a row beside keys and values.
+/// The bytes that the crate counts for a row beside keys and values.
 const ROW_BYTES: u64 = 32;
 const LEASE_BYTES: u64 = 64;
 

@@ -60,7 +60,7 @@ pub(crate) struct KeyspaceShares {
     pub(crate) max_range_bytes: usize,
 }
 
-/// What an unanswered call holds.
+/// The shares of an unanswered call.
 #[derive(Debug)]
 pub(crate) struct CallShare {
     _request: Share,

@@ -43,7 +43,7 @@ pub(crate) struct FairBudget {
     state: Mutex<State>,
 }
 
-/// What a call or a watch holds, given back on drop.
+/// A share of a call or a watch, given back on drop.
 #[derive(Debug)]
 pub(crate) struct Share {
     budget: Arc<FairBudget>,

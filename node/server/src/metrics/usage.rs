@@ -37,7 +37,7 @@ pub(crate) struct Used {
     pub(crate) answer_bytes: usize,
 }
 
-/// What the leader finds stored of a keyspace.
+/// The part of a keyspace that the leader finds stored.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stored {
     pub(crate) bytes: u64,

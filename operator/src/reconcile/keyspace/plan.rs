@@ -8,7 +8,7 @@ use crate::crd::{DeletionPolicy, ShardKvClusterStatus, ShardKvKeyspaceStatus};
 use crate::store::StoreError;
 use crate::validate::keyspace::InvalidKeyspace;
 
-/// What a round has observed of the cluster.
+/// The cluster as a round has observed it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum ClusterSeen {
     /// The cluster runs.
@@ -23,7 +23,7 @@ pub(super) enum ClusterSeen {
     Unreadable(String),
 }
 
-/// What a round has observed of the service.
+/// The service as a round has observed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ServiceSeen {
     /// It isn't there, or differs from what is wanted.

@@ -177,7 +177,7 @@ async fn or_leave<T>(
     waited
 }
 
-/// What a call that waits still has to do when its client goes.
+/// The work that is left of a waiting call when its client goes.
 struct Leaving(Option<Pin<Box<dyn Future<Output = ()> + Send>>>);
 
 impl Drop for Leaving {

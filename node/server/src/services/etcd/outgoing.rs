@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LEAST_RATE: u64 = 64 << 10;
 /// The size up to which an answer has no share of the budget.
 pub(super) const SMALL_BYTES: usize = 16 << 10;
-/// What a client does whose stream has ended.
+/// The advice to a client whose stream has ended.
 const GO_ON: &str = "open it again, and go on after the last revision that has come";
 
 /// The sending half of a stream of answers.

@@ -64,7 +64,7 @@ pub(crate) struct Call {
     pub(crate) requires_leader: bool,
     /// The time of the call's arrival.
     pub(crate) arrived: std::time::Instant,
-    /// What it holds while it is answered.
+    /// The shares that it holds while it is answered.
     pub(crate) held: Held,
 }
 
