@@ -30,6 +30,15 @@ fn kept(world: &World, gid: u64, node: u16) -> Option<u64> {
     Some(config.num().0)
 }
 
+/// Waits until a node keeps a configuration on its disk. It writes the latest one within a second.
+async fn keeps(world: &World, gid: u64, node: u16, num: u64) {
+    until("the node keeps the configuration", async || {
+        let kept = kept(world, gid, node);
+        holds(kept == Some(num), format!("{kept:?} of {num}"))
+    })
+    .await;
+}
+
 /// Returns all keys that a scan through a node finds.
 async fn scanned(world: &World, gid: u64, node: u16) -> Result<Vec<String>, Status> {
     let mut kv = KvClient::new(channel(world.group(gid), node).await);
@@ -65,13 +74,9 @@ async fn scans_show_the_groups_own_cluster_whatever_controllers_answer() {
         .await;
     };
 
-    // A node that knows its group's configurations goes on with them. It writes them to its disk within a second.
+    // A node that knows its group's configurations goes on with them.
     let latest = world.query().await.latest;
-    until("the node keeps the configuration", async || {
-        let kept = kept(&world, 1, 0);
-        holds(kept == Some(latest), format!("{kept:?} of {latest}"))
-    })
-    .await;
+    keeps(&world, 1, 0, latest).await;
     let group = &mut world.groups[0];
     group.set("controllers", &wrong);
     group.kill(0);
@@ -115,6 +120,14 @@ async fn groups_refuse_other_controllers_and_serve_on_without_any() {
     let mut plain = Plain::new(channel(world.group(1), 0).await).await;
     for n in 0..KEYS {
         plain.put(&format!("k{n}"), "before").await;
+    }
+
+    // Nobody else can tell a node the latest configuration when it starts again.
+    let latest = world.query().await.latest;
+    for gid in [1, 2] {
+        for node in 0..3 {
+            keeps(&world, gid, node, latest).await;
+        }
     }
 
     // The controllers lose their volumes, and form another cluster at the same addresses.
