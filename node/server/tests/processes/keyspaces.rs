@@ -468,3 +468,23 @@ async fn a_bound_listener_means_its_keyspace_whatever_a_call_says() {
         assert_eq!(answer.into_inner().count, 1);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_wait_for_the_first_group() {
+    let world = World::start(1, 3).await;
+    let mut calls = Vec::new();
+    for node in 0..3 {
+        let mut kv = KvClient::new(channel(world.group(1), node).await);
+        let call = async move { kv.range(named("tenant-a", all())).await };
+        calls.push(tokio::spawn(call));
+    }
+    world.join(1, channel(&world.controllers, 0).await).await;
+    for call in calls {
+        // The group answers, and has no such keyspace.
+        let status = call.await.unwrap().unwrap_err();
+        assert!(
+            status.message().contains("keyspace `tenant-a`"),
+            "{status:?}"
+        );
+    }
+}
