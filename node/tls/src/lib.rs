@@ -1,0 +1,4 @@
+//! Transport security of `ShardKV`: certificates, and who holds them.
+
+#[cfg(feature = "issue")]
+pub mod issue;
