@@ -347,6 +347,7 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         let reason = format!("must be at least {largest}, so that two of the largest values fit");
         return Err(values.error("max_entry_bytes", reason));
     }
+    let compact_after_bytes: u64 = values.number("compact_after_bytes", 4_096, 1 << 40)?;
     let raft = raft::Options {
         election_ticks: election_ms.div_ceil(tick_ms),
         heartbeat_ticks: heartbeat_ms / tick_ms,
@@ -356,6 +357,8 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         max_uncommitted_bytes: values.number("max_uncommitted_bytes", 1, 1 << 40)?,
         max_cached_bytes: values.number("max_cached_bytes", 0, 1 << 40)?,
         max_apply_bytes: values.number("max_apply_bytes", 1, 1 << 30)?,
+        // A restart replays about what is written between two flushes of the state.
+        max_backlog_bytes: compact_after_bytes.saturating_mul(4),
         check_quorum: true,
         lease_reads: values.flag("lease_reads")?,
         keeps_leases: true,
@@ -370,7 +373,7 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         max_pending_requests: limits.max_pending_requests,
         max_pending_bytes: limits.max_inflight_bytes,
         max_value_bytes: u32::try_from(limits.max_value_bytes).unwrap_or(u32::MAX),
-        compact_after_bytes: values.number("compact_after_bytes", 4_096, 1 << 40)?,
+        compact_after_bytes,
         max_kept_log_bytes: values.number("max_kept_log_bytes", 4_096, 1 << 40)?,
         snapshot_window: values.number("snapshot_window", 1, 1_024)?,
         max_snapshots: values.number("max_snapshots", 1, 1_024)?,

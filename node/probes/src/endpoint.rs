@@ -17,6 +17,8 @@ use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
+use crate::process;
+
 /// The maximum number of open connections; the oldest is closed for a new one. A metrics server and a kubelet need few, and whoever
 /// leaves connections open must not keep them out.
 const MAX_CONNECTIONS: usize = 64;
@@ -95,7 +97,8 @@ fn answer<B>(probe: &impl Probe, request: &Request<B>) -> Response<Full<Bytes>> 
     }
     match request.uri().path() {
         "/metrics" => match probe.metrics() {
-            Ok(metrics) => {
+            Ok(mut metrics) => {
+                process::append(&mut metrics);
                 let mut response = Response::new(Full::new(metrics.into()));
                 let value = hyper::header::HeaderValue::from_static(OPEN_METRICS);
                 response.headers_mut().insert(CONTENT_TYPE, value);
@@ -184,7 +187,6 @@ mod tests {
                 503,
                 "not ready: it has no leader\n",
             ),
-            (&ready, Method::GET, "/metrics", 200, "# EOF\n"),
             (
                 &ready,
                 Method::GET,
@@ -203,6 +205,10 @@ mod tests {
             let answered = ask(thing, method, path).await;
             assert_eq!(answered, (status, body.to_owned()), "{path}");
         }
+        let (status, metrics) = ask(&ready, Method::GET, "/metrics").await;
+        assert!(
+            status == 200 && metrics.starts_with("# HELP process_") && metrics.ends_with("# EOF\n")
+        );
         let answered = ask(&Hanging, Method::GET, "/livez").await;
         assert_eq!(answered, (503, "not alive: a thread hangs\n".to_owned()));
     }

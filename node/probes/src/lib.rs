@@ -5,9 +5,10 @@
 //!
 //! # What it does not do
 //!
-//! It collects no figures and never restarts a program. It has no TLS and no authentication: the endpoint is for the
+//! It collects no figures but those of the process itself, and never restarts a program. It has no TLS and no authentication: the endpoint is for the
 //! cluster's own network.
 
 pub mod endpoint;
 mod log_queue;
+mod process;
 pub mod telemetry;

@@ -47,11 +47,13 @@ pub enum Bug {
     FollowerReadOwnTermMissing,
     /// An answer to an earlier question confirms a follower's read that came after the question.
     FollowerReadOldAnswer,
+    /// A follower takes no new entries while too many wait, committed or not, though it needs new ones to commit them.
+    BacklogCountsUncommitted,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::VoteNotDurable,
         Self::AckBeforeFsync,
         Self::NoOwnTermNoop,
@@ -69,6 +71,7 @@ impl Bug {
         Self::FollowerReadUnconfirmed,
         Self::FollowerReadOwnTermMissing,
         Self::FollowerReadOldAnswer,
+        Self::BacklogCountsUncommitted,
     ];
 }
 

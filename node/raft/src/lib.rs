@@ -196,6 +196,7 @@
 //! It doesn't encode messages, find peers, retry proposals, batch callers or make exactly-once out of at-least-once. The
 //! crate `replica` does the last three on top of this one.
 
+mod backlog;
 mod bug;
 mod change;
 mod election;

@@ -17,6 +17,7 @@ use std::ops::RangeInclusive;
 
 use types::NodeId;
 
+use crate::backlog::Backlog;
 use crate::bug::CHECKS_INVARIANTS;
 use crate::growth::Growth;
 use crate::store::{LogReader, LogState, StoreError};
@@ -41,6 +42,8 @@ pub(crate) struct RaftLog {
     memberships: VecDeque<(Index, Membership)>,
     /// The sizes of the entries that were applied when the log was opened.
     growth: Growth,
+    /// The bytes of the entries after `applying_index`.
+    backlog: Backlog,
 }
 
 impl RaftLog {
@@ -49,7 +52,7 @@ impl RaftLog {
     pub(crate) fn recover(
         state: &LogState,
         applied: Index,
-        max_cached_bytes: usize,
+        (max_cached_bytes, max_backlog_bytes): (usize, u64),
         reader: &dyn LogReader,
     ) -> Result<Self, StoreError> {
         let base = state.base.last;
@@ -71,6 +74,7 @@ impl RaftLog {
             max_cached_bytes,
             memberships: VecDeque::from([(base.index, state.base.membership.clone())]),
             growth: Growth::new(base.index),
+            backlog: Backlog::new(max_backlog_bytes),
         };
         while log.last_index < state.last_index {
             let page = reader.entries(
@@ -91,6 +95,7 @@ impl RaftLog {
                 log.push_unchecked(entry);
                 log.evict();
             }
+            log.backlog.take(applied);
         }
         log.forget_old_memberships();
         log.check_invariants();
@@ -215,6 +220,7 @@ impl RaftLog {
                 .push_back((entry.id.index, membership.clone()));
         }
         self.last_index = entry.id.index;
+        self.backlog.push(&entry);
         self.cache_bytes += entry.size();
         self.cache.push_back(entry);
     }
@@ -226,6 +232,7 @@ impl RaftLog {
             "committed entries are never truncated"
         );
         self.last_index = from.prev();
+        self.backlog.truncate(from);
         self.persisted_index = self.persisted_index.min(self.last_index);
         while self.runs.back().is_some_and(|(first, _)| *first >= from) {
             self.runs.pop_back();
@@ -300,6 +307,7 @@ impl RaftLog {
         )?;
         if let Some(entry) = entries.last() {
             self.applying_index = entry.id.index;
+            self.backlog.take(self.applying_index);
             self.evict();
             self.check_invariants();
         }
@@ -308,6 +316,16 @@ impl RaftLog {
 
     pub(crate) fn has_committed(&self) -> bool {
         self.applying_index < self.commit_index.min(self.persisted_index)
+    }
+
+    /// Returns true if the committed entries that wait to be applied are as many as there may be.
+    pub(crate) fn has_full_backlog(&self) -> bool {
+        self.backlog.is_full(self.commit_index)
+    }
+
+    /// As [`has_full_backlog`](Self::has_full_backlog), but entries that are not committed count too.
+    pub(crate) fn has_full_tail(&self) -> bool {
+        self.backlog.is_full(self.last_index)
     }
 
     /// Returns entries from the start of `range` on, at least one and at most about `max_bytes`, from the cache, or
@@ -395,6 +413,7 @@ impl RaftLog {
         self.persisted_index = meta.last.index;
         self.commit_index = meta.last.index;
         self.applying_index = meta.last.index;
+        self.backlog.truncate(Index(0));
         self.runs.clear();
         self.cache.clear();
         self.cache_bytes = 0;
@@ -407,6 +426,7 @@ impl RaftLog {
     pub(crate) fn skip_to(&mut self, index: Index) {
         self.commit_to(index);
         self.applying_index = self.applying_index.max(index);
+        self.backlog.take(self.applying_index);
         self.check_invariants();
     }
 

@@ -24,6 +24,9 @@ pub struct Options {
     pub max_cached_bytes: usize,
     /// The most bytes of committed entries in one `Ready`.
     pub max_apply_bytes: usize,
+    /// The most bytes of committed entries that may wait to be applied, but for what one leader has on its way. A follower beyond it
+    /// takes no new entries, so that it isn't acknowledged what can't be carried out soon. It should be well above what a restart replays.
+    pub max_backlog_bytes: u64,
     /// True if a leader that can't reach a quorum for an election timeout steps down. Leases need it.
     pub check_quorum: bool,
     /// True if the leader serves reads from the lease that a quorum's answers grant, without a round trip. Assumes that
@@ -52,6 +55,7 @@ impl Default for Options {
             max_uncommitted_bytes: 64 << 20,
             max_cached_bytes: 32 << 20,
             max_apply_bytes: 4 << 20,
+            max_backlog_bytes: 256 << 20,
             check_quorum: true,
             lease_reads: false,
             keeps_leases: false,
@@ -111,6 +115,10 @@ impl Options {
             (
                 self.max_apply_bytes == 0,
                 "max_apply_bytes must be at least 1",
+            ),
+            (
+                self.max_backlog_bytes == 0,
+                "max_backlog_bytes must be at least 1",
             ),
             (
                 self.lease_reads && !self.check_quorum,

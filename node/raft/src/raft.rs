@@ -82,7 +82,12 @@ impl Raft {
         options.validate()?;
         // A generator of its own, so that the election timeouts don't depend on it.
         let questions = ChaCha8Rng::seed_from_u64(!(seed ^ node.0)).next_u64();
-        let log = RaftLog::recover(state, applied, options.max_cached_bytes, reader)?;
+        let log = RaftLog::recover(
+            state,
+            applied,
+            (options.max_cached_bytes, options.max_backlog_bytes),
+            reader,
+        )?;
         let mut raft = Self {
             node,
             options,

@@ -100,6 +100,11 @@ impl Raft {
             return Ok(());
         }
         let match_index = entries.last().map_or(prev.index, |entry| entry.id.index);
+        if match_index > self.log.last_index() && self.has_full_backlog() {
+            // As if the message was lost: the leader sends the entries again, one append in each heartbeat interval.
+            self.log.commit_to(commit.min(prev.index));
+            return Ok(());
+        }
         self.splice(entries);
         let matched = if self.bug(Bug::CommitBeyondMatch) {
             commit
@@ -109,6 +114,15 @@ impl Raft {
         self.log.commit_to(matched);
         self.send(from, Message::AppendAccepted { match_index });
         Ok(())
+    }
+
+    /// Returns true if this follower must apply entries before it takes more. Those that are not committed don't count: the entry that
+    /// commits them may be the next one.
+    fn has_full_backlog(&self) -> bool {
+        if self.bug(Bug::BacklogCountsUncommitted) {
+            return self.log.has_full_tail();
+        }
+        self.log.has_full_backlog()
     }
 
     /// Refuses an append that contradicts a committed entry. Every later leader's log holds all entries committed here

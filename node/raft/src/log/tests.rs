@@ -11,7 +11,13 @@ impl LogReader for NoDisk {
 }
 
 fn log_of(terms: &[u64]) -> RaftLog {
-    let mut log = RaftLog::recover(&LogState::default(), Index(0), usize::MAX, &NoDisk).unwrap();
+    let mut log = RaftLog::recover(
+        &LogState::default(),
+        Index(0),
+        (usize::MAX, u64::MAX),
+        &NoDisk,
+    )
+    .unwrap();
     for (position, term) in terms.iter().enumerate() {
         let payload = Payload::Command(Bytes::from(vec![0; 10]));
         log.push(Entry::new(Term(*term), Index(position as u64 + 1), payload));
@@ -103,16 +109,16 @@ fn what_is_not_on_disk_is_not_compacted() {
 #[test]
 fn a_state_outside_of_the_log_is_refused() {
     let state = LogState::default();
-    let recovered = RaftLog::recover(&state, Index(1), usize::MAX, &NoDisk);
+    let recovered = RaftLog::recover(&state, Index(1), (usize::MAX, u64::MAX), &NoDisk);
     assert!(matches!(recovered, Err(StoreError::Damaged(_))));
     let mut compacted = LogState {
         last_index: Index(5),
         ..LogState::default()
     };
     compacted.base.last = EntryId::new(Term(1), Index(5));
-    let recovered = RaftLog::recover(&compacted, Index(4), usize::MAX, &NoDisk);
+    let recovered = RaftLog::recover(&compacted, Index(4), (usize::MAX, u64::MAX), &NoDisk);
     assert!(matches!(recovered, Err(StoreError::Damaged(_))));
-    assert!(RaftLog::recover(&compacted, Index(5), usize::MAX, &NoDisk).is_ok());
+    assert!(RaftLog::recover(&compacted, Index(5), (usize::MAX, u64::MAX), &NoDisk).is_ok());
 }
 
 #[test]

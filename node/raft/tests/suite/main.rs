@@ -7,6 +7,7 @@
     reason = "a test that can't go on should stop loudly"
 )]
 
+mod backlog;
 mod cluster;
 mod follower_reads;
 mod oracle;

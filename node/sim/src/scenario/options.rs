@@ -35,6 +35,9 @@ impl Scenario {
         if rng.chance(200_000) {
             replica.max_pending_requests = large(rng.between(1, 16));
         }
+        if self.seed.is_multiple_of(4) {
+            replica.raft.max_backlog_bytes = 256 << (self.seed / 4 % 8);
+        }
         replica.checkpoint_every = 1 + self.seed % 16;
         replica.snapshot_window = large(rng.between(1, 4));
         replica.max_snapshots = large(rng.between(1, 2));
