@@ -9,6 +9,7 @@ mod keyspaces;
 mod read;
 mod suggest;
 mod table;
+mod tls;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use types::Gid;
 
 pub use read::OptionError;
 use read::Values;
+pub use tls::Tls;
 
 /// The maximum size of a frame between peers, in bytes. It is a constant and not an option, so that nodes with different
 /// options never refuse each other's entries.
@@ -49,6 +51,8 @@ pub struct Options {
     pub replica: replica::Options,
     pub limits: Limits,
     pub network: Network,
+    /// `None`: no TLS.
+    pub tls: Option<Tls>,
     pub disk: Disk,
     pub handoff: Handoff,
     pub max_forwarded: usize,
@@ -240,6 +244,7 @@ fn build(values: &mut Values) -> Result<Options, OptionError> {
         replica,
         limits,
         network: network(values)?,
+        tls: tls::tls(values)?,
         disk: disk(values)?,
         request_timeout: millis(values, "request_timeout_ms", 1, 3_600_000)?,
         shutdown_timeout: millis(values, "shutdown_timeout_ms", 1, 600_000)?,

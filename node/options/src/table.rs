@@ -59,6 +59,7 @@ const HANDOFF: &str = "Moving shards and forwarding";
 const BOUNDS: &str = "Limits for clients";
 const LOG: &str = "Raft, log and snapshots";
 const NETWORK: &str = "Network";
+const TLS: &str = "TLS (none of these options: no TLS)";
 const STORE: &str = "Disk";
 const OUTPUT: &str = "Logs, metrics and process";
 
@@ -133,6 +134,12 @@ pub(crate) const ROWS: &[Row] = &[
     row(NETWORK, "connection_window_bytes", "BYTES", "8388608", "HTTP/2 flow control: bytes in flight in one connection"),
     row(NETWORK, "peer_queue_bytes", "BYTES", "33554432", "The maximum bytes of messages that wait to be sent to one peer; beyond it the oldest are dropped, and Raft sends them again"),
     row(NETWORK, "peer_frame_bytes", "BYTES", "1048576", "Messages to one peer are sent together up to this size"),
+    row(TLS, "tls_cert", "PATH", "none", "The PEM file of this node's certificate and the intermediate ones. Its alternative names must have the URI shardkv://<cluster>/group/<gid> or shardkv://<cluster>/controllers; clients check its DNS names and addresses."),
+    row(TLS, "tls_key", "PATH", "none", "The PEM file of the certificate's private key"),
+    row(TLS, "tls_peers_ca", "PATH", "none", "The PEM file of the authorities that sign the certificates of nodes"),
+    row(TLS, "tls_operator_ca", "PATH", "none", "The PEM file of the authorities that sign the operator's certificate"),
+    row(TLS, "tls_clients_ca", "PATH", "none", "The PEM file of the authorities that sign the certificates of clients"),
+    row(TLS, "tls_plain", "accept|refuse", "refuse", "Calls over connections without TLS, on a node with TLS: served, or refused as Unauthenticated"),
     row(STORE, "disk_reserve_bytes", "BYTES", "a tenth of the disk, at most 536870912", "When less than this is free, writes are refused as DiskFull, while reads and deletes are served"),
     row(STORE, "block_cache_bytes", "BYTES", "67108864", "The cache of blocks read from disk"),
     row(STORE, "state_write_buffer_bytes", "BYTES", "33554432", "The changes of the state kept in memory before they are written to disk, for each column family"),

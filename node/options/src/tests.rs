@@ -311,3 +311,34 @@ fn names_of_keyspaces_are_checked() {
         assert!(refused.starts_with(variable), "{refused}");
     }
 }
+
+#[test]
+fn the_parts_of_tls_are_given_together() {
+    let options = |args: &[&str]| options(&[&["--data-dir", "/d"], args].concat(), "");
+    assert_eq!(options(&[]).unwrap().tls, None);
+    let pair = ["--tls-cert", "c", "--tls-key", "k"];
+    let needed = [pair.as_slice(), &["--tls-peers-ca", "p"]].concat();
+    let mut expected = Tls {
+        cert: "c".into(),
+        key: "k".into(),
+        peers_ca: "p".into(),
+        operator_ca: None,
+        clients_ca: None,
+        accepts_plain: false,
+    };
+    assert_eq!(options(&needed).unwrap().tls.as_ref(), Some(&expected));
+    let more = ["--tls-operator-ca", "o", "--tls-clients-ca", "l"];
+    let all = [needed.as_slice(), &more, &["--tls-plain", "accept"]].concat();
+    expected.operator_ca = Some("o".into());
+    expected.clients_ca = Some("l".into());
+    expected.accepts_plain = true;
+    assert_eq!(options(&all).unwrap().tls, Some(expected));
+    for (args, says) in [
+        (pair.as_slice(), "--tls-cert: TLS needs"),
+        (&["--tls-clients-ca", "l"], "--tls-clients-ca: TLS needs"),
+        (&["--tls-plain", "maybe"], "--tls-plain: `maybe` is neither"),
+    ] {
+        let said = options(args).unwrap_err().to_string();
+        assert!(said.starts_with(says), "{said}");
+    }
+}
