@@ -234,6 +234,10 @@ kube-down: ## Stop the Kubernetes of `make kube-up`, and remove its data; progra
 kube-demo: images checker ## Show the same on Kubernetes: helm install, kubectl scale, and a killed machine; uses the cluster of KUBECONFIG if set
 	@PATH="$(abspath $(bin)):$$PATH" INPUT="$(INPUT)" deploy/kube-demo.sh
 
+.PHONY: tenants-demo
+tenants-demo: images ## Show ten keyspaces as the stores of ten kube-apiservers, under load while a group joins and a leader dies (TENANTS=10 OBJECTS=100); uses the cluster of KUBECONFIG if set
+	@TENANTS="$(TENANTS)" OBJECTS="$(OBJECTS)" deploy/tenants-demo.sh
+
 .PHONY: e2e
 e2e: images checker ## Run the end-to-end tests on Kubernetes (about 12 minutes); uses the cluster of KUBECONFIG if set
 	@SHARDKV_CHECKER="$(abspath $(bin))/shardkv-porcupine" CARGO="$(CARGO)" operator/tests/e2e/run.sh

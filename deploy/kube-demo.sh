@@ -7,28 +7,17 @@
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")/.."
-cache=${SHARDKV_KUBE_CACHE:-${HOME:-/root}/.cache/shardkv-kube}
-export PATH="$cache/bin:$PATH"
-
+program="kube-demo"
 name=demo
 namespace=shop
 tenant=shop-team
-operator_namespace=shardkv-system
-work=$(mktemp -d -t shardkv-kube-demo.XXXXXX)
+# shellcheck source=kube-demo-lib.sh
+. deploy/kube-demo-lib.sh
 # Objects that this run created, and removes at the end.
-started_kubernetes=""
-installed_operator=""
 made_namespace=""
 dead_node=""
 watcher=""
 
-say() { printf '\n==> %s\n' "$*"; }
-fail() {
-    printf 'kube-demo: %s\n' "$*" >&2
-    exit 1
-}
-indented() { sed 's/^/    /'; }
-in_shop() { kubectl --namespace "$namespace" "$@"; }
 # Runs the CLI in the client pod.
 shardkv() { in_shop exec -i client -- shardkv "$@"; }
 pod_of() { in_shop get pod "$1" -o jsonpath="$2"; }
@@ -48,15 +37,8 @@ clean_up() {
         in_shop delete skvks,skv --all --wait --timeout=120s >/dev/null 2>&1
         kubectl delete namespace "$namespace" --timeout=120s >/dev/null
     fi
-    if [ -n "$installed_operator" ]; then
-        helm uninstall shardkv-operator --namespace "$operator_namespace" --wait >/dev/null
-        kubectl delete namespace "$operator_namespace" --timeout=120s >/dev/null
-    fi
-    if [ -n "$started_kubernetes" ]; then
-        deploy/kube/down >"$work/down.log" 2>&1 || { cat "$work/down.log" >&2; [ "$code" -ne 0 ] || code=1; }
-    fi
-    [ "$code" -ne 0 ] || rm -rf "$work"
-    exit "$code"
+    remove_kubernetes "$code"
+    exit
 }
 trap clean_up EXIT
 trap 'exit 130' INT TERM
@@ -72,22 +54,6 @@ dump() {
         in_shop logs "$pod" --previous >"$work/${pod#pod/}.previous.log" 2>/dev/null || rm -f "$work/${pod#pod/}.previous.log"
     done
     kubectl --namespace "$operator_namespace" logs --selector app.kubernetes.io/name=shardkv-operator --prefix --tail=-1 >"$work/operator.log" 2>&1
-}
-
-# Runs a command once a second until it succeeds.
-until_true() { # seconds, what for, command...
-    local deadline=$((SECONDS + $1)) what=$2
-    shift 2
-    until "$@"; do
-        [ "$SECONDS" -lt "$deadline" ] || fail "$what: not in time"
-        sleep 1
-    done
-}
-
-# Waits for a condition of the resource's latest generation; kubectl compares the generations.
-await() { # condition, seconds
-    in_shop wait "skv/$name" --for="$1" --timeout="$2s" >/dev/null ||
-        fail "$1: not in $2 s; $(in_shop get skv "$name" -o jsonpath='{range .status.conditions[*]}{.type}={.status} {.message}; {end}')"
 }
 
 # Starts to print each change of the resource's row.
@@ -292,39 +258,6 @@ prepare_input() {
     awk -F '\t' 'NF { last[$1] = $0 } END { for (key in last) print last[key] }' "$input" | sort >"$work/expected.tsv"
     records=$(wc -l <"$work/expected.tsv")
     [ "$records" -gt 0 ] || fail "the input is empty"
-}
-
-start_kubernetes() {
-    if [ -n "${KUBECONFIG:-}" ] && [ "$KUBECONFIG" != "$cache/run/admin.kubeconfig" ]; then
-        own=""
-        say "Use the Kubernetes of KUBECONFIG=$KUBECONFIG"
-        { command -v kubectl && command -v helm; } >/dev/null || deploy/kube/build kubectl helm | indented
-        kubectl get nodes | indented
-        return
-    fi
-    own=1
-    export KUBECONFIG=$cache/run/admin.kubeconfig
-    if kubectl get --raw /readyz >/dev/null 2>&1; then
-        say "Use the running three-node Kubernetes"
-    else
-        say "Start a three-node Kubernetes of real binaries (\`make kube-down\` stops it)"
-        started_kubernetes=1
-        deploy/kube/up | indented
-    fi
-    kubectl get nodes | indented
-}
-
-install_operator() {
-    if helm status shardkv-operator --namespace "$operator_namespace" >/dev/null 2>&1; then
-        fail "the operator is installed already: \`helm uninstall shardkv-operator -n $operator_namespace\` first"
-    fi
-    if kubectl get namespace "$namespace" >/dev/null 2>&1; then
-        fail "there is a namespace '$namespace' already: \`kubectl delete namespace $namespace\` first, if nothing in it is needed"
-    fi
-    installed_operator=1
-    helm install shardkv-operator charts/shardkv-operator --namespace "$operator_namespace" --create-namespace --wait --timeout 180s \
-        --set image.repository="${operator_image%:*}" --set image.tag="${operator_image##*:}" >"$work/helm.txt"
-    kubectl --namespace "$operator_namespace" get pods | indented
 }
 
 apply_cluster() {

@@ -14,10 +14,11 @@ images_up() {
     rm -rf "$cache"/basic.??????
     archive_of pause "$pause_image" "$cache/bin/pause" '["/pause"]' pause_layer
     archive_of busybox "$busybox_image" "$busybox" '["/bin/sh"]' busybox_layer
-    archive_of etcdctl "$etcdctl_image" "$cache/bin/etcdctl" '["/bin/etcdctl"]' etcdctl_layer
+    archive_of etcdctl "$etcdctl_image" "$cache/bin/etcdctl" '["/bin/etcdctl"]' program_layer
 }
 
-etcdctl_layer() { install -D "$cache/bin/etcdctl" "$1/bin/etcdctl"; }
+# An image whose only file is the program of archive_of.
+program_layer() { install -D "$program" "$1/bin/${program##*/}"; } # folder
 
 pause_layer() { cp "$cache/bin/pause" "$1/pause"; }
 
@@ -74,5 +75,22 @@ images_load() {
                 { tail -n 5 "$logs/node$node-import.log" >&2; die "node$node can't import the image $name"; }
             cp "$archive" "$loaded/$name.stamp"
         fi
+    done
+}
+
+# Imports the archives into the nodes that are up, and sets `loading`: empty if none is.
+images_load_all() {
+    local node
+    loading=()
+    # Holds the lock, so that no node starts or stops meanwhile.
+    take_lock
+    for node in "${nodes[@]}"; do
+        if alive "node$node/containerd"; then
+            images_load "$node" &
+            loading+=($!)
+        fi
+    done
+    for node in "${loading[@]}"; do
+        wait "$node" || die "not all nodes have the images"
     done
 }

@@ -1,0 +1,3 @@
+module shardkv.io/deploy/kube/bin/tenants
+
+go 1.26
