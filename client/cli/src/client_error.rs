@@ -38,7 +38,9 @@ pub(crate) fn call_failure(error: &Error) -> Failure {
             | Error::Conflict { .. }
             | Error::TooLarge { .. }
             | Error::DiskFull { .. }
-            | Error::WrongCluster { .. } => Exit::Refused,
+            | Error::WrongCluster { .. }
+            | Error::Unauthenticated { .. }
+            | Error::PermissionDenied { .. } => Exit::Refused,
             _ => Exit::Failed,
         }
     };
@@ -54,6 +56,10 @@ pub(crate) fn call_failure(error: &Error) -> Failure {
             "delete keys, or give the nodes more disk; reads and deletes still work"
         }
         Error::WrongCluster { .. } => "check --endpoints",
+        Error::Unauthenticated { .. } => "call over TLS, with a certificate that the cluster knows",
+        Error::PermissionDenied { .. } => {
+            "ask the cluster's administrator for a grant, or use another certificate"
+        }
         Error::NotFound { .. } | Error::Conflict { .. } => {
             "`shardkv config query` shows the groups and the configurations that are kept"
         }
@@ -120,6 +126,18 @@ mod tests {
                     what: "value".into(),
                     size: 2,
                     limit: 1,
+                    message: message.clone(),
+                },
+                Exit::Refused,
+            ),
+            (
+                Error::Unauthenticated {
+                    message: message.clone(),
+                },
+                Exit::Refused,
+            ),
+            (
+                Error::PermissionDenied {
                     message: message.clone(),
                 },
                 Exit::Refused,

@@ -92,6 +92,18 @@ pub enum Error {
         /// The whole text of the error.
         message: String,
     },
+    /// The nodes know no identity of this client, and the call needs one. Nothing was done. Connect over TLS with a certificate.
+    #[error("{message}")]
+    Unauthenticated {
+        /// The whole text of the error.
+        message: String,
+    },
+    /// This client may not make the call. Nothing was done, and repeating it won't help without another grant.
+    #[error("{message}")]
+    PermissionDenied {
+        /// The whole text of the error.
+        message: String,
+    },
     /// The shard is another group's. Only from calls that ask one node or group. Nothing was done.
     #[error("the group does not own the shard: route by configuration {config_num}")]
     WrongGroup {

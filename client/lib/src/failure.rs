@@ -47,6 +47,8 @@ pub(crate) fn rejected(rejection: Rejection, doubt: bool) -> Error {
         Rejection::Conflict { what, message } => Error::Conflict { what, message },
         Rejection::AlreadyExists { what, message } => Error::AlreadyExists { what, message },
         Rejection::DiskFull { message } => Error::DiskFull { message },
+        Rejection::Unauthenticated { message } => Error::Unauthenticated { message },
+        Rejection::PermissionDenied { message } => Error::PermissionDenied { message },
     };
     if doubt {
         return Error::OutcomeUnknown {
@@ -89,6 +91,8 @@ mod tests {
             errors::not_found("g7"),
             errors::already_exists("keyspace a"),
             errors::conflict("g1 is the last group"),
+            errors::unauthenticated("pass --cert"),
+            errors::permission_denied("ask for a grant"),
         ] {
             let verdict = api::refused(detail.clone()).refusal.judge();
             let (false, Action::Fail(rejection)) = (verdict.doubt, verdict.action) else {

@@ -40,6 +40,8 @@ fn code(kind: Option<&Kind>) -> Code {
         ) => Code::FailedPrecondition,
         Some(Kind::Overloaded(_) | Kind::DiskFull(_)) => Code::ResourceExhausted,
         Some(Kind::TooLarge(_) | Kind::BadRequest(_)) => Code::InvalidArgument,
+        Some(Kind::Unauthenticated(_)) => Code::Unauthenticated,
+        Some(Kind::PermissionDenied(_)) => Code::PermissionDenied,
         None => Code::Internal,
     }
 }
@@ -73,6 +75,14 @@ mod tests {
             (errors::unavailable("stopping", 20), Code::Unavailable),
             (errors::not_found("g7"), Code::NotFound),
             (errors::already_exists("keyspace a"), Code::AlreadyExists),
+            (
+                errors::unauthenticated("pass --cert"),
+                Code::Unauthenticated,
+            ),
+            (
+                errors::permission_denied("ask for a grant"),
+                Code::PermissionDenied,
+            ),
             (
                 errors::conflict("g1 is the last group"),
                 Code::FailedPrecondition,

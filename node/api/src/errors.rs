@@ -3,8 +3,8 @@
 use crate::v1::error_detail::Kind;
 use crate::v1::{
     AlreadyExists, BadRequest, Conflict, DiskFull, ErrorDetail, NotFound, NotLeader,
-    OutcomeUnknown, Overloaded, SessionExpired, SessionFromFuture, ShardNotReady, TooLarge,
-    Unavailable, WrongCluster, WrongGroup,
+    OutcomeUnknown, Overloaded, PermissionDenied, SessionExpired, SessionFromFuture, ShardNotReady,
+    TooLarge, Unauthenticated, Unavailable, WrongCluster, WrongGroup,
 };
 
 fn detail(message: String, kind: Kind) -> ErrorDetail {
@@ -152,4 +152,16 @@ pub fn already_exists(what: &str) -> ErrorDetail {
             what: what.to_owned(),
         }),
     )
+}
+
+/// Returns the error of a call whose caller has shown no identity, with the text `what`, which says what to do; nothing was done.
+pub fn unauthenticated(what: impl std::fmt::Display) -> ErrorDetail {
+    let kind = Kind::Unauthenticated(Unauthenticated {});
+    detail(what.to_string(), kind)
+}
+
+/// Returns the error of a call that its caller may not make, with the text `what`, which says what to do; nothing was done.
+pub fn permission_denied(what: impl std::fmt::Display) -> ErrorDetail {
+    let kind = Kind::PermissionDenied(PermissionDenied {});
+    detail(what.to_string(), kind)
 }

@@ -59,6 +59,12 @@ pub fn refused(detail: ErrorDetail) -> Refused {
         Some(Kind::DiskFull(_)) => Refusal::Rejected(Rejection::DiskFull {
             message: detail.message,
         }),
+        Some(Kind::Unauthenticated(_)) => Refusal::Rejected(Rejection::Unauthenticated {
+            message: detail.message,
+        }),
+        Some(Kind::PermissionDenied(_)) => Refusal::Rejected(Rejection::PermissionDenied {
+            message: detail.message,
+        }),
         // An error of a later version.
         None => Refusal::Unrecognised {
             message: detail.message,
@@ -75,11 +81,15 @@ pub fn refused_status(status: &Status) -> Refused {
     let described = || format!("{}: {}", status.code().description(), status.message());
     let refusal = match status.code() {
         // The server runs, but is not a node of this version.
-        Code::Unimplemented
-        | Code::InvalidArgument
-        | Code::Unauthenticated
-        | Code::PermissionDenied
-        | Code::NotFound => Refusal::Rejected(Rejection::Protocol {
+        Code::Unimplemented | Code::InvalidArgument | Code::NotFound => {
+            Refusal::Rejected(Rejection::Protocol {
+                message: described(),
+            })
+        }
+        Code::Unauthenticated => Refusal::Rejected(Rejection::Unauthenticated {
+            message: described(),
+        }),
+        Code::PermissionDenied => Refusal::Rejected(Rejection::PermissionDenied {
             message: described(),
         }),
         // A message beyond a limit, in either direction.
@@ -141,6 +151,8 @@ mod tests {
             errors::not_found("g7"),
             errors::already_exists("keyspace a"),
             errors::conflict("g1 is the last group"),
+            errors::unauthenticated("pass --cert"),
+            errors::permission_denied("ask for a grant"),
         ] {
             let Refused { refusal, message } = refused(detail.clone());
             assert!(matches!(refusal, Refusal::Rejected(_)), "{refusal:?}");
@@ -165,6 +177,17 @@ mod tests {
         assert!(matches!(
             foreign.refusal,
             Refusal::Rejected(Rejection::Protocol { .. })
+        ));
+        // Programs in between, such as proxies, refuse without a typed error.
+        let unknown = refused_status(&Status::unauthenticated("who are you"));
+        assert!(matches!(
+            unknown.refusal,
+            Refusal::Rejected(Rejection::Unauthenticated { .. })
+        ));
+        let denied = refused_status(&Status::permission_denied("not you"));
+        assert!(matches!(
+            denied.refusal,
+            Refusal::Rejected(Rejection::PermissionDenied { .. })
         ));
         let newer = refused(ErrorDetail {
             message: "new".to_owned(),

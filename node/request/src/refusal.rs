@@ -110,6 +110,16 @@ pub enum Rejection {
         /// The node's text.
         message: String,
     },
+    /// The caller has shown no identity, and the call needs one.
+    Unauthenticated {
+        /// The node's text.
+        message: String,
+    },
+    /// The caller may not make the call.
+    PermissionDenied {
+        /// The node's text.
+        message: String,
+    },
     /// The server speaks another protocol or another version of this one.
     Protocol {
         /// The transport's or the node's text.

@@ -259,6 +259,8 @@ fn refusal(error: &Error) -> StoreError {
         | Error::NotFound { .. }
         | Error::AlreadyExists { .. }
         | Error::Conflict { .. }
+        | Error::Unauthenticated { .. }
+        | Error::PermissionDenied { .. }
         | Error::Protocol { .. } => StoreError::Refused(text),
         _ => StoreError::Unreachable(text),
     }

@@ -533,6 +533,8 @@ fn error_kind(detail: &ErrorDetail) -> &'static str {
         Some(Kind::NotFound(_)) => "not_found",
         Some(Kind::Conflict(_)) => "conflict",
         Some(Kind::AlreadyExists(_)) => "already_exists",
+        Some(Kind::Unauthenticated(_)) => "unauthenticated",
+        Some(Kind::PermissionDenied(_)) => "permission_denied",
         None => "internal",
     }
 }

@@ -96,6 +96,12 @@ pub(crate) fn failed(error: &ErrorDetail) -> Status {
             Status::failed_precondition(&error.message)
         }
         Some(Kind::NotFound(_)) => Status::not_found(&error.message),
+        // Its clients tell errors apart by the text.
+        Some(Kind::PermissionDenied(_)) => {
+            Status::permission_denied("etcdserver: permission denied")
+        }
+        // It has no such error: it refuses connections without a certificate.
+        Some(Kind::Unauthenticated(_)) => Status::unauthenticated(&error.message),
         _ => Status::internal(&error.message),
     }
 }
@@ -162,6 +168,12 @@ mod tests {
                 Code::InvalidArgument,
                 "etcdserver: request is too large",
             ),
+            (
+                errors::permission_denied("x"),
+                Code::PermissionDenied,
+                "etcdserver: permission denied",
+            ),
+            (errors::unauthenticated("x"), Code::Unauthenticated, "x"),
         ];
         for (error, code, text) in table {
             let status = failed(&error);
