@@ -31,6 +31,27 @@ pub struct Certificate {
     pub uris: Vec<String>,
 }
 
+/// The service account of Kubernetes that a verified token is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+    /// The UID of this incarnation of the account.
+    pub uid: String,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the ServiceAccount {:?} of {:?}",
+            self.name, self.namespace
+        )
+    }
+}
+
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -102,10 +102,14 @@ pub fn decide(
         Caller::Client(client) => match need {
             Need::Public => true,
             Need::Member => false,
-            // Until the parts are known, both rights are needed.
-            Need::Data(Access::ReadWrite | Access::Parts) => {
+            Need::Data(Access::ReadWrite) => {
                 grants.allows(client, Need::Data(Access::Read))
                     && grants.allows(client, Need::Data(Access::Write))
+            }
+            // The service checks each part.
+            Need::Data(Access::Parts) => {
+                grants.allows(client, Need::Data(Access::Read))
+                    || grants.allows(client, Need::Data(Access::Write))
             }
             _ => grants.allows(client, need),
         },

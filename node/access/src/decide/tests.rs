@@ -67,8 +67,8 @@ fn each_identity_has_its_rights() {
         assert_eq!(row(&caller, takes_plain, none), expected, "{caller}");
     }
     for (rights, expected) in [
-        (Rights(true, false, false), "AAA------"),
-        (Rights(false, true, false), "AA-A-----"),
+        (Rights(true, false, false), "AAA--A---"),
+        (Rights(false, true, false), "AA-A-A---"),
         (Rights(true, true, false), "AAAAAA---"),
         (Rights(false, false, true), "AA----AA-"),
         (Rights(true, true, true), "AAAAAAAA-"),
