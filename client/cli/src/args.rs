@@ -25,6 +25,7 @@ Examples:
   shardkv playground --groups 2             controllers and two groups that share the shards
   shardkv shards --watch
   shardkv config leave 2 --wait
+  shardkv --endpoints db.example:7400 --ca ca.crt --cert me.crt --key me.key status   over TLS
   shardkv shell";
 
 /// The command line.

@@ -10,12 +10,21 @@ pub(crate) fn connect_failure(error: &ConnectError) -> Failure {
         ConnectError::Unreachable(_) => {
             Failure::new(Exit::Unavailable, error.to_string(), NEXT_UNREACHABLE)
         }
+        ConnectError::Tls(_) => Failure::new(Exit::Refused, error.to_string(), NEXT_TLS),
+        ConnectError::Certificates(_) => Failure::usage(error.to_string(), NEXT_FILES),
         _ => Failure::usage(
             error.to_string(),
             "give --endpoints or SHARDKV_ENDPOINTS as host:port, with commas between several",
         ),
     }
 }
+
+/// The next step when no agreement over TLS is possible.
+const NEXT_TLS: &str = "check that --ca has this cluster's authority, and that --cert and --key are of this cluster and in force: \
+     `openssl x509 -in FILE -noout -text`";
+/// The next step when the files of TLS can't be used.
+const NEXT_FILES: &str =
+    "check the files of --ca, --cert and --key (or SHARDKV_CA, SHARDKV_CERT and SHARDKV_KEY)";
 
 /// The next step when no node can be reached.
 pub(crate) const NEXT_UNREACHABLE: &str = "check --endpoints (or SHARDKV_ENDPOINTS) and that nodes run there: `shardkv status`; \
@@ -38,6 +47,7 @@ pub(crate) fn call_failure(error: &Error) -> Failure {
             | Error::Conflict { .. }
             | Error::TooLarge { .. }
             | Error::DiskFull { .. }
+            | Error::Tls { .. }
             | Error::WrongCluster { .. }
             | Error::Unauthenticated { .. }
             | Error::PermissionDenied { .. } => Exit::Refused,
@@ -55,8 +65,11 @@ pub(crate) fn call_failure(error: &Error) -> Failure {
         Error::DiskFull { .. } => {
             "delete keys, or give the nodes more disk; reads and deletes still work"
         }
+        Error::Tls { .. } => NEXT_TLS,
         Error::WrongCluster { .. } => "check --endpoints",
-        Error::Unauthenticated { .. } => "call over TLS, with a certificate that the cluster knows",
+        Error::Unauthenticated { .. } => {
+            "call over TLS (--ca), with a certificate that the cluster knows (--cert and --key)"
+        }
         Error::PermissionDenied { .. } => {
             "ask the cluster's administrator for a grant, or use another certificate"
         }
@@ -111,6 +124,13 @@ mod tests {
             (
                 Error::DiskFull {
                     message: message.clone(),
+                },
+                Exit::Refused,
+            ),
+            (
+                Error::Tls {
+                    message: message.clone(),
+                    maybe_applied: false,
                 },
                 Exit::Refused,
             ),

@@ -3,15 +3,21 @@
 use std::ffi::OsString;
 
 /// The variables that the commands read.
-const KNOWN: [&str; 4] = [
+const KNOWN: [&str; 7] = [
+    "SHARDKV_CA",
+    "SHARDKV_CERT",
     "SHARDKV_ENDPOINTS",
     "SHARDKV_HISTORY",
+    "SHARDKV_KEY",
     "SHARDKV_NODE_BINARY",
     "SHARDKV_PLAYGROUND_DIR",
 ];
 
-/// The most edits between a misspelt name and the name that is meant. Names further away are other programs': a node has many
-/// options that begin with `SHARDKV_`, and Kubernetes adds variables that are named after services.
+const PREFIX: &str = "SHARDKV_";
+
+/// The most edits between a misspelt name and the name that is meant, which may also be at most a third of the name without its
+/// prefix. Names further away are other programs': a node has many options that begin with `SHARDKV_`, and Kubernetes adds
+/// variables that are named after services.
 const MAX_EDITS: usize = 3;
 
 /// Reports misspelt variables of this process on standard error.
@@ -27,14 +33,15 @@ fn misspelt(names: impl Iterator<Item = OsString>) -> Vec<(String, &'static str)
     let unset = |known: &&&str| !names.iter().any(|name| name == **known);
     let unset: Vec<&str> = KNOWN.iter().filter(unset).copied().collect();
     let ours = |name: &&String| {
-        let prefix = name.get(..8).map(str::to_ascii_uppercase);
-        prefix.as_deref() == Some("SHARDKV_") && !KNOWN.contains(&name.as_str())
+        let prefix = name.get(..PREFIX.len()).map(str::to_ascii_uppercase);
+        prefix.as_deref() == Some(PREFIX) && !KNOWN.contains(&name.as_str())
     };
     let close = |name: &String| {
         let upper = name.to_ascii_uppercase();
         let distances = unset.iter().map(|known| (edits(&upper, known), *known));
         let (distance, known) = distances.min()?;
-        (distance <= MAX_EDITS).then(|| (name.clone(), known))
+        let most = MAX_EDITS.min((known.len() - PREFIX.len()) / 3);
+        (distance <= most).then(|| (name.clone(), known))
     };
     names.iter().filter(ours).filter_map(close).collect()
 }
@@ -70,9 +77,13 @@ mod tests {
             let expected = (name.to_owned(), "SHARDKV_ENDPOINTS");
             assert_eq!(found(&[name]), [expected], "{name}");
         }
+        let cert = found(&["SHARDKV_CERTS"]);
+        assert_eq!(cert, [("SHARDKV_CERTS".to_owned(), "SHARDKV_CERT")]);
         for name in [
             "SHARDKV_ENDPOINTS",
             "SHARDKV_MAX_VALUE_BYTES",
+            "SHARDKV_GID",
+            "SHARDKV_TLS_CERT",
             "SHARDKV_SERVICE_HOST",
             "SHARDKV_",
             "MY_ENDPOINTS",

@@ -21,7 +21,8 @@ pub(crate) enum Exit {
     Unavailable = 5,
     /// A write was sent and its answer was lost: it may or may not have taken effect.
     OutcomeUnknown = 6,
-    /// The cluster refused the request: it is too large, the disk is full, it contradicts the present configuration, or the caller may not make it.
+    /// The cluster refused the request: it is too large, the disk is full, it contradicts the present configuration, or the caller may
+    /// not make it. Or one side refused the other's certificate.
     Refused = 7,
 }
 
@@ -35,7 +36,7 @@ Exit codes:
   4  cas: the value was not what was expected; nothing was changed
   5  no leader answered in time; nothing was done
   6  outcome unknown: a write was sent and its answer was lost
-  7  the cluster refused the request (too large, disk full, exists already, not allowed, not now)";
+  7  the cluster refused the request (too large, disk full, exists already, not allowed, not now), or a certificate was refused";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {

@@ -1,9 +1,10 @@
 //! The options that every command takes, and the client that they describe.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
-use shardkv_client::{Client, ClientOptions, ClusterId, Mode};
+use clap::{Args, ValueHint};
+use shardkv_client::{Client, ClientOptions, ClusterId, Mode, TlsOptions};
 
 use crate::client_error::connect_failure;
 use crate::encoding::Encoding;
@@ -25,6 +26,8 @@ pub(crate) struct GlobalArgs {
         default_value = "127.0.0.1:7400"
     )]
     pub(crate) endpoints: Vec<String>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
     /// Time limit of one request with all its retries, in milliseconds
     #[arg(
         long,
@@ -42,6 +45,65 @@ pub(crate) struct GlobalArgs {
     pub(crate) encoding: Encoding,
 }
 
+/// The files of TLS. None of them: no connection has TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct TlsArgs {
+    /// File with the authorities of the cluster's certificates (PEM). With it all connections have TLS, without it none has
+    #[arg(
+        long,
+        global = true,
+        env = "SHARDKV_CA",
+        hide_env_values = true,
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath
+    )]
+    pub(crate) ca: Option<PathBuf>,
+    /// File with your certificate (PEM), by which the nodes know who you are; needs --key and --ca
+    #[arg(
+        long,
+        global = true,
+        env = "SHARDKV_CERT",
+        hide_env_values = true,
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath
+    )]
+    pub(crate) cert: Option<PathBuf>,
+    /// File with the private key of --cert (PEM)
+    #[arg(
+        long,
+        global = true,
+        env = "SHARDKV_KEY",
+        hide_env_values = true,
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath
+    )]
+    pub(crate) key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// Returns the options of TLS; `None` for connections without it.
+    pub(crate) fn options(&self) -> Result<Option<TlsOptions>, Failure> {
+        // An empty variable is like none.
+        let given = |file: &Option<PathBuf>| file.clone().filter(|it| !it.as_os_str().is_empty());
+        match (given(&self.ca), given(&self.cert), given(&self.key)) {
+            (None, None, None) => Ok(None),
+            (Some(ca), None, None) => Ok(Some(TlsOptions::ca_file(ca))),
+            (Some(ca), Some(cert), Some(key)) => {
+                Ok(Some(TlsOptions::ca_file(ca).identity_files(cert, key)))
+            }
+            (None, ..) => Err(Failure::usage(
+                "--cert and --key are given without --ca",
+                "give --ca (or SHARDKV_CA): the file with the authorities of the cluster's certificates",
+            )),
+            (Some(_), ..) => Err(Failure::usage(
+                "of --cert and --key only one is given",
+                "give both files (or SHARDKV_CERT and SHARDKV_KEY): a certificate is of use only with its private key",
+            )),
+        }
+    }
+}
+
 impl GlobalArgs {
     /// Makes a client for these endpoints. It opens no connection before its first call.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
@@ -52,7 +114,7 @@ impl GlobalArgs {
     pub(crate) fn client_of(&self, cluster: Option<ClusterId>) -> Result<Client, Failure> {
         let options = ClientOptions {
             cluster,
-            ..self.options()
+            ..self.options()?
         };
         Client::lazy(options).map_err(|error| connect_failure(&error))
     }
@@ -62,16 +124,17 @@ impl GlobalArgs {
         let options = ClientOptions {
             mode,
             connections,
-            ..self.options()
+            ..self.options()?
         };
         Client::lazy(options).map_err(|error| connect_failure(&error))
     }
 
-    fn options(&self) -> ClientOptions {
-        ClientOptions {
+    fn options(&self) -> Result<ClientOptions, Failure> {
+        Ok(ClientOptions {
             request_timeout: Duration::from_millis(self.timeout_ms),
+            tls: self.tls.options()?,
             ..ClientOptions::new(self.addresses())
-        }
+        })
     }
 
     /// Returns the addresses without the empty ones, which a comma at the end leaves.
@@ -85,6 +148,33 @@ impl GlobalArgs {
         Style {
             format: self.output,
             encoding: self.encoding,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_needs_its_key_and_an_authority() {
+        let args = |files: [&str; 3]| {
+            let [ca, cert, key] = files.map(|it| (it != "-").then(|| PathBuf::from(it)));
+            TlsArgs { ca, cert, key }.options()
+        };
+        let ca = TlsOptions::ca_file("ca");
+        assert_eq!(args(["-", "-", "-"]).unwrap(), None);
+        assert_eq!(args(["", "", ""]).unwrap(), None, "empty variables");
+        assert_eq!(args(["ca", "-", "-"]).unwrap(), Some(ca.clone()));
+        let identity = ca.identity_files("cert", "key");
+        assert_eq!(args(["ca", "cert", "key"]).unwrap(), Some(identity));
+        for (files, words) in [
+            (["-", "cert", "key"], "without --ca"),
+            (["ca", "cert", "-"], "only one"),
+            (["ca", "", "key"], "only one"),
+        ] {
+            let refused = args(files).unwrap_err().to_string();
+            assert!(refused.contains(words), "{refused}");
         }
     }
 }

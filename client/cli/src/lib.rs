@@ -26,7 +26,7 @@
 //! # What it does not do
 //!
 //! Retries, leaders, sessions and protobuf are the client library's. There is no configuration file; the environment
-//! variable `SHARDKV_ENDPOINTS` is the only setting that outlives a command.
+//! variables `SHARDKV_ENDPOINTS`, `SHARDKV_CA`, `SHARDKV_CERT` and `SHARDKV_KEY` are the only settings that outlive a command.
 
 mod admin;
 mod args;

@@ -18,7 +18,7 @@ use types::{ConfigNum, Gid, NodeId, ShardSet};
 
 use crate::Error;
 use crate::failure;
-use crate::route::{Router, Slot};
+use crate::route::{ChannelError, Router, Slot, StatusError};
 use crate::shards::{GroupShards, group_shards};
 
 /// One node, asked directly, without retries and without following leaders. Made by [`crate::Client::admin`].
@@ -56,6 +56,7 @@ impl Admin {
         let status = self.router.survey(&self.address);
         match timeout(self.timeout, status).await {
             Ok(Ok(status)) => Ok(node_status(status)),
+            Ok(Err(StatusError::Channel(error))) => Err(self.unreachable(error)),
             Ok(Err(error)) => Err(self.unavailable(error.to_string(), false)),
             Err(_) => Err(failure::timeout(self.timeout, false, None)),
         }
@@ -121,7 +122,7 @@ impl Admin {
     ) -> Result<T, Error> {
         let channel = match self.router.channel(&self.address, Slot::Control).await {
             Ok(channel) => channel,
-            Err(error) => return Err(self.unavailable(error.to_string(), false)),
+            Err(error) => return Err(self.unreachable(error)),
         };
         match timeout(self.timeout, call(AdminClient::new(channel))).await {
             Ok(Ok(done)) => Ok(done),
@@ -147,6 +148,16 @@ impl Admin {
             Action::WrongGroup(config_num) => Error::WrongGroup { config_num },
             Action::AwaitShard(retry_after) => Error::ShardNotReady { retry_after },
             _ => self.unavailable(status.message().to_owned(), doubt),
+        }
+    }
+
+    fn unreachable(&self, error: ChannelError) -> Error {
+        match error {
+            ChannelError::Tls(why) => Error::Tls {
+                message: format!("{}: {why}", self.address),
+                maybe_applied: false,
+            },
+            error => self.unavailable(error.to_string(), false),
         }
     }
 

@@ -15,7 +15,6 @@ use crate::call::{Answer, Call, Request};
 use crate::clock::backoff;
 use crate::controller::{Controller, ControllerCalls};
 use crate::failure::{self, mismatch};
-use crate::options::parse_address;
 use crate::pool::{GroupPool, PooledGroup};
 use crate::route::{Router, short};
 use crate::unary::Unary;
@@ -277,14 +276,14 @@ impl Client {
         };
         match timeout_at(start + self.timeout, search).await {
             Ok(address) => Ok(address.to_string()),
-            Err(_) => Err(failure::timeout(self.timeout, false, last)),
+            Err(_) => Err(router.explain(failure::timeout(self.timeout, false, last))),
         }
     }
 
     /// Returns a handle that asks the node at `address` (`host:port`) directly.
     pub fn admin(&self, address: &str) -> Result<Admin, ConnectError> {
-        parse_address(address)?;
         let router = self.core.router.clone();
+        router.options().check_address(address)?;
         Ok(Admin::new(router, short(address), self.timeout))
     }
 
@@ -355,6 +354,11 @@ impl Client {
     }
 
     async fn call(&self, request: Request) -> Result<Answer, Error> {
+        let answer = self.routed(request).await;
+        answer.map_err(|error| self.core.router.explain(error))
+    }
+
+    async fn routed(&self, request: Request) -> Result<Answer, Error> {
         self.check_size(&request)?;
         let deadline = Instant::now() + self.timeout;
         let hash = types::hash_key(request.key());

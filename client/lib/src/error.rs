@@ -125,6 +125,18 @@ pub enum Error {
         /// The address of the leader, if the node knows one.
         leader: Option<String>,
     },
+    /// No connection over TLS could be made: a certificate was refused, or nodes speak no TLS. A retry doesn't help before a certificate
+    /// or an option is changed.
+    #[error(
+        "no connection over TLS: {message}{}",
+        if *maybe_applied { "; the write may have been applied: read the key before you repeat it" } else { "" }
+    )]
+    Tls {
+        /// The reason, and the remedy.
+        message: String,
+        /// True if the call is a write that may have taken effect.
+        maybe_applied: bool,
+    },
     /// The node is unreachable, busy, starting or stopping. Only from [`crate::Admin`], which asks one node once.
     #[error("{address}: {message}")]
     Unavailable {
@@ -173,6 +185,7 @@ impl Error {
             Self::OutcomeUnknown { .. } => true,
             Self::Timeout { maybe_applied, .. }
             | Self::Protocol { maybe_applied, .. }
+            | Self::Tls { maybe_applied, .. }
             | Self::Unavailable { maybe_applied, .. }
             | Self::Closed { maybe_applied } => *maybe_applied,
             _ => false,
@@ -237,6 +250,12 @@ pub enum ConnectError {
     /// A client was made outside of a tokio runtime.
     #[error("a client needs a tokio runtime: make it within one")]
     NoRuntime,
+    /// The options of TLS can't be used: a file is missing, or a key belongs to another certificate.
+    #[error("bad certificates: {0}")]
+    Certificates(String),
+    /// No node accepted a connection over TLS: a certificate was refused, or nodes speak no TLS.
+    #[error("no connection over TLS: {0}")]
+    Tls(String),
     /// No node accepted a connection.
     #[error("no node is reachable: {0}; check the addresses and that the nodes run")]
     Unreachable(String),

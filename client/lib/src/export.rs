@@ -140,7 +140,8 @@ impl Cutter {
             Err(_) => {
                 let last = self.trouble.last.take();
                 let last = last.unwrap_or_else(|| self.router.unowned());
-                Some(Err(failure::timeout(self.timeout, false, Some(last))))
+                let late = failure::timeout(self.timeout, false, Some(last));
+                Some(Err(self.router.explain(late)))
             }
         }
     }

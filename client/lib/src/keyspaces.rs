@@ -198,7 +198,7 @@ impl Keyspaces {
             }
         };
         let failure = in_doubt(failure, drawn.len() > 1);
-        Err(failure::error(failure, self.timeout))
+        Err(self.error(failure))
     }
 
     /// Returns the keyspace with a name. [`Error::NotFound`] if there is none.
@@ -276,7 +276,7 @@ impl Keyspaces {
                 ..
             })
             | Ok(Answer::Deleted) => Ok(()),
-            Err(failure) => Err(failure::error(failure, self.timeout)),
+            Err(failure) => Err(self.error(failure)),
             Ok(_) => Err(mismatch(true)),
         }
     }
@@ -291,7 +291,11 @@ impl Keyspaces {
 
     async fn call(&self, call: Call) -> Result<Answer, Error> {
         let answer = self.try_call(&call).await;
-        answer.map_err(|failure| failure::error(failure, self.timeout))
+        answer.map_err(|failure| self.error(failure))
+    }
+
+    fn error(&self, failure: Failure) -> Error {
+        self.router.explain(failure::error(failure, self.timeout))
     }
 
     async fn try_call(&self, call: &Call) -> Result<Answer, Failure> {

@@ -66,10 +66,14 @@
 //! [`Client::get_many`] and [`Client::put_many`] send keys to their groups at the same time. [`Client::controller`] changes the
 //! configuration, [`Client::admin`] asks one node, and [`Client::keyspaces`] creates and lists keyspaces.
 //!
+//! # TLS
+//!
+//! With [`ClientOptions::tls`] all connections have TLS 1.3, without it none has. The client never falls back to a plain connection.
+//!
 //! # Limits
 //!
 //! The client caches no values, and orders nothing between calls that run at the same time. Nothing is atomic over several keys.
-//! TLS is not supported yet. Nodes never forward the client's calls for keys: the client routes by itself, and a node that is not
+//! Nodes never forward the client's calls for keys: the client routes by itself, and a node that is not
 //! the right one refuses. (Nodes do forward changes and queries of the configuration, so a client needs no controller's address.)
 
 mod admin;
@@ -77,6 +81,7 @@ mod call;
 mod client;
 mod clock;
 mod controller;
+mod credentials;
 mod error;
 mod export;
 mod failure;
@@ -97,6 +102,7 @@ pub use controller::{
     ConfigChange, ConfigEvent, ConfigView, ConfigWatch, Controller, DrainedGroup, Forgotten,
     GroupProgress, ShardList,
 };
+pub use credentials::TlsOptions;
 pub use error::{ConnectError, Error, InvalidOption};
 pub use export::{Export, ExportEvent, ExportOptions};
 pub use keyspaces::{AutoCompaction, Keyspace, KeyspaceOptions, KeyspacePage, Keyspaces};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::transport::Uri;
 use types::ClusterId;
 
-use crate::{ConnectError, InvalidOption};
+use crate::{ConnectError, InvalidOption, TlsOptions};
 
 /// The transport of calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,9 +34,12 @@ pub enum Mode {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// The addresses of nodes: `host:port`, optionally with `http://` before it. One node of any group, or a controller, suffices,
-    /// because nodes name each other; with more than one the client works while that one is down.
+    /// The addresses of nodes: `host:port`, optionally with a scheme before it: `https://` with [`Self::tls`], `http://` without. One
+    /// node of any group, or a controller, suffices, because nodes name each other; with more than one the client works while that
+    /// one is down.
     pub addresses: Vec<String>,
+    /// TLS on all connections. `None`: no connection has TLS.
+    pub tls: Option<TlsOptions>,
     /// The cluster that the nodes must belong to, as [`crate::ConfigView::cluster_id`] names it. `None`: that of the first node that
     /// answers.
     pub cluster: Option<ClusterId>,
@@ -90,6 +93,7 @@ impl ClientOptions {
     pub fn new<A: Into<String>>(addresses: impl IntoIterator<Item = A>) -> Self {
         Self {
             addresses: addresses.into_iter().map(Into::into).collect(),
+            tls: None,
             cluster: None,
             mode: Mode::Batch,
             connections: 1,
@@ -160,25 +164,51 @@ impl ClientOptions {
             return Err(error.into());
         }
         for address in &self.addresses {
-            parse_address(address)?;
+            self.check_address(address)?;
         }
         Ok(())
     }
+
+    /// Refuses an address that is malformed, or whose scheme contradicts [`Self::tls`]: a client never changes between plain
+    /// connections and TLS by itself.
+    pub(crate) fn check_address(&self, address: &str) -> Result<(), ConnectError> {
+        parse_address(address)?;
+        let reason = if self.tls.is_none() && address.starts_with(HTTPS) {
+            "https:// asks for TLS, and the client has no authority to trust: give the cluster's (--ca on the command line), or write \
+             host:port if the nodes have no TLS"
+        } else if self.tls.is_some() && address.starts_with(HTTP) {
+            "http:// asks for a connection without TLS, and the client is to use TLS: write https://host:port or host:port, or give no \
+             authority (--ca on the command line)"
+        } else {
+            return Ok(());
+        };
+        Err(ConnectError::Address {
+            address: address.to_owned(),
+            reason: reason.to_owned(),
+        })
+    }
+}
+
+const HTTP: &str = "http://";
+const HTTPS: &str = "https://";
+
+/// Returns an address without its scheme.
+pub(crate) fn without_scheme(address: &str) -> &str {
+    let stripped = address.strip_prefix(HTTPS);
+    stripped.unwrap_or_else(|| address.strip_prefix(HTTP).unwrap_or(address))
 }
 
 /// The sizes of windows that HTTP/2 allows, from a page's least piece on.
 const WINDOWS: RangeInclusive<u32> = (16 << 10)..=i32::MAX.cast_unsigned();
 
-/// Returns the URI of `host:port`, with or without `http://`.
+/// Returns the URI of `host:port`, with or without a scheme. Its own scheme is always `http`: [`ClientOptions::tls`] decides about
+/// TLS.
 pub(crate) fn parse_address(address: &str) -> Result<Uri, ConnectError> {
     let bad = |reason: &str| ConnectError::Address {
         address: address.to_owned(),
         reason: reason.to_owned(),
     };
-    if address.starts_with("https://") {
-        return Err(bad("TLS is not supported by this client yet"));
-    }
-    let rest = address.strip_prefix("http://").unwrap_or(address);
+    let rest = without_scheme(address);
     let (host, port) = rest.rsplit_once(':').unwrap_or((rest, ""));
     if host.contains(':') && !host.starts_with('[') {
         return Err(bad(
@@ -230,7 +260,6 @@ mod tests {
             ("::1", "in brackets"),
             ("::1:7400", "in brackets"),
             ("fe80::1", "in brackets"),
-            ("https://a:1", "TLS"),
             ("a b:1", "host:port"),
         ] {
             let error = parse_address(address).unwrap_err().to_string();
@@ -240,7 +269,13 @@ mod tests {
 
     #[test]
     fn addresses_are_host_and_port() {
-        for good in ["a:1", "http://a.b.c:65535", "127.0.0.1:80", "[::1]:7000"] {
+        for good in [
+            "a:1",
+            "http://a.b.c:65535",
+            "https://a.b.c:1",
+            "127.0.0.1:80",
+            "[::1]:7000",
+        ] {
             assert!(parse_address(good).is_ok(), "{good}");
         }
         for bad in [
@@ -248,7 +283,8 @@ mod tests {
             "a",
             "a:",
             "a:99999",
-            "https://a:1",
+            "https://https://a:1",
+            "ftp://a:1",
             "a:1/path",
             ":1",
             "a b:1",
@@ -257,6 +293,28 @@ mod tests {
                 matches!(parse_address(bad), Err(ConnectError::Address { .. })),
                 "{bad}"
             );
+        }
+    }
+
+    #[test]
+    fn a_scheme_must_agree_with_the_options() {
+        let plain = ClientOptions::new(["a:1", "http://a:1"]);
+        assert_eq!(plain.validate(), Ok(()));
+        let tls = ClientOptions {
+            tls: Some(TlsOptions::ca_file("ca.crt")),
+            ..ClientOptions::new(["a:1", "https://a:1"])
+        };
+        assert_eq!(tls.validate(), Ok(()));
+        for (options, address, words) in [
+            (plain, "https://a:1", "give the cluster's (--ca"),
+            (tls, "http://a:1", "write https://"),
+        ] {
+            let options = ClientOptions {
+                addresses: vec![address.to_owned()],
+                ..options
+            };
+            let error = options.validate().unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
         }
     }
 }

@@ -233,7 +233,8 @@ impl Merge {
         let said = waiting.filter_map(|source| source.trouble.last.take());
         let last = said.chain(self.trouble.last.take()).next();
         let unrouted = self.sources.is_empty().then(|| self.router.unowned());
-        failure::timeout(self.timeout, false, last.or(unrouted))
+        let late = failure::timeout(self.timeout, false, last.or(unrouted));
+        self.router.explain(late)
     }
 
     /// Moves behind a pair, and returns it.

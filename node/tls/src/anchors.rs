@@ -11,7 +11,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 
 use crate::error::LoadError;
-use crate::files;
+use crate::files::Pem;
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> =
     LazyLock::new(|| Arc::new(ring::default_provider()));
@@ -31,12 +31,17 @@ pub(crate) struct Anchors {
 impl Anchors {
     /// Reads a bundle. There is at least one authority.
     pub(crate) fn load(path: &Path) -> Result<Self, LoadError> {
+        Self::new(&Pem::read(path)?)
+    }
+
+    /// Reads a bundle. There is at least one authority.
+    pub(crate) fn new(pem: &Pem) -> Result<Self, LoadError> {
         let bad = |reason: String| LoadError::BadCertificate {
-            path: path.to_owned(),
+            path: pem.path().to_owned(),
             reason,
         };
         let mut roots = RootCertStore::empty();
-        for certificate in files::certificates(path)? {
+        for certificate in pem.certificates()? {
             roots
                 .add(certificate)
                 .map_err(|error| bad(error.to_string()))?;

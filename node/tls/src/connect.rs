@@ -49,8 +49,32 @@ enum Trust {
 
 /// The reason why there is no connection. Nothing but the handshake was sent.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ConnectError(String);
+#[error("{text}")]
+pub struct ConnectError {
+    text: String,
+    refusal: bool,
+}
+
+impl ConnectError {
+    /// Returns true if the server was reached, and there was no agreement over TLS.
+    pub fn is_refusal(&self) -> bool {
+        self.refusal
+    }
+
+    fn unreachable(error: &dyn std::error::Error) -> Self {
+        Self {
+            text: chain(error),
+            refusal: false,
+        }
+    }
+
+    fn refused(text: String) -> Self {
+        Self {
+            text,
+            refusal: true,
+        }
+    }
+}
 
 /// A connection over TLS.
 #[derive(Debug)]
@@ -94,7 +118,7 @@ impl Service<Uri> for Connector {
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         let ready = self.tcp.poll_ready(cx);
-        ready.map_err(|error| ConnectError(error.to_string()))
+        ready.map_err(|error| ConnectError::unreachable(&error))
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
@@ -105,15 +129,15 @@ impl Service<Uri> for Connector {
         let name = ServerName::try_from(host.to_owned());
         let connecting = self.tcp.call(uri);
         Box::pin(async move {
-            let name = name.map_err(|_| ConnectError("the address has no host name".to_owned()))?;
-            let config = config.map_err(|error| ConnectError(error.to_string()))?;
+            let name = name.map_err(|error| ConnectError::unreachable(&error))?;
+            let config = config.map_err(|error| ConnectError::refused(error.to_string()))?;
             let tcp = connecting
                 .await
-                .map_err(|error| ConnectError(chain(&error)))?
+                .map_err(|error| ConnectError::unreachable(&error))?
                 .into_inner();
             let stream = handshake(config, name, tcp)
                 .await
-                .map_err(|error| ConnectError(sentence(&error)))?;
+                .map_err(|error| ConnectError::refused(sentence(&error)))?;
             Ok(TokioIo::new(stream))
         })
     }

@@ -19,7 +19,7 @@ use crate::accept::CallerVerifier;
 use crate::anchors::{Anchors, provider};
 use crate::certificate;
 use crate::error::LoadError;
-use crate::files;
+use crate::files::Pem;
 use crate::member::MemberVerifier;
 use crate::verdict::{Authorities, Words};
 
@@ -62,7 +62,7 @@ impl Credentials {
                 .transpose()?,
             clients: files.clients_ca.as_deref().map(Anchors::load).transpose()?,
         });
-        let pair = Arc::new(pair(&files.cert, &files.key)?);
+        let pair = Arc::new(pair(&Pem::read(&files.cert)?, &Pem::read(&files.key)?)?);
         let end = pair.end_entity_cert().map_err(|error| bad(files, &error))?;
         let content = certificate::read(end).map_err(|error| bad(files, &error))?;
         let not_a_member = || LoadError::NotAMember(files.cert.clone());
@@ -136,12 +136,10 @@ pub(crate) fn for_grpc(mut config: ClientConfig) -> ClientConfig {
 }
 
 /// Reads a certificate and its key.
-pub(crate) fn pair(
-    cert: &std::path::Path,
-    key: &std::path::Path,
-) -> Result<CertifiedKey, LoadError> {
-    let chain = files::certificates(cert)?;
-    let der: PrivateKeyDer<'static> = files::key(key)?;
+pub(crate) fn pair(cert: &Pem, key: &Pem) -> Result<CertifiedKey, LoadError> {
+    let chain = cert.certificates()?;
+    let der: PrivateKeyDer<'static> = key.key()?;
+    let (cert, key) = (cert.path(), key.path());
     let provider: &CryptoProvider = provider();
     CertifiedKey::from_der(chain, der, provider).map_err(|error| match error {
         Error::InconsistentKeys(_) => LoadError::KeyOfAnother {

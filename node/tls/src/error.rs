@@ -83,7 +83,4 @@ pub enum LoadError {
         /// The reason.
         reason: String,
     },
-    /// A certificate of a client was given without its key, or a key without its certificate.
-    #[error("a certificate and its private key must be given together")]
-    Half,
 }

@@ -35,6 +35,7 @@ pub use client::ClientCredentials;
 pub use connect::{ConnectError, Connector, Stream};
 pub use credentials::{Credentials, Files, Shared};
 pub use error::LoadError;
+pub use files::Pem;
 
 #[cfg(test)]
 mod tests;

@@ -45,7 +45,13 @@ impl Ran {
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_shardkv"));
     command.args(args);
-    for name in ["SHARDKV_ENDPOINTS", "SHARDKV_PLAYGROUND_DIR"] {
+    for name in [
+        "SHARDKV_CA",
+        "SHARDKV_CERT",
+        "SHARDKV_ENDPOINTS",
+        "SHARDKV_KEY",
+        "SHARDKV_PLAYGROUND_DIR",
+    ] {
         command.env_remove(name);
     }
     command
@@ -61,7 +67,7 @@ pub(crate) fn run(args: &[&str]) -> Ran {
     run_with(args, b"")
 }
 
-fn finish(mut command: Command, input: &[u8]) -> Ran {
+pub(crate) fn finish(mut command: Command, input: &[u8]) -> Ran {
     let piped = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

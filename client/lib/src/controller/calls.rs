@@ -211,9 +211,10 @@ impl ControllerCalls {
                 }
                 Err(status) => self.failed(&mut call, &address, &status),
             };
-            let next = failed.map_err(|failure| failure::error(failure, patience))?;
+            let error = |failure| self.router.explain(failure::error(failure, patience));
+            let next = failed.map_err(error)?;
             if Instant::now() + next >= deadline {
-                return Err(failure::error(call.handle_deadline(), patience));
+                return Err(error(call.handle_deadline()));
             }
             sleep(next).await;
         }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::timeout;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::ServiceExt as _;
 
 use super::error::ChannelError;
-use crate::options::parse_address;
+use crate::credentials::Credentials;
+use crate::options::{parse_address, without_scheme};
 use crate::{ClientOptions, ConnectError};
 
 /// The purpose of a connection to a node: bulk traffic must not delay calls, nor questions about leadership.
@@ -27,15 +29,22 @@ pub(crate) enum Slot {
 /// left the cluster.
 pub(crate) struct Channels {
     options: Arc<ClientOptions>,
+    /// The credentials if connections have TLS. A connection without TLS is made only if there are none.
+    credentials: Option<Arc<Credentials>>,
     open: Mutex<BTreeMap<(Arc<str>, Slot), Channel>>,
+    /// The reason why the last attempt to connect failed, if it failed by TLS.
+    refused: Mutex<Option<String>>,
 }
 
 impl Channels {
-    pub(crate) fn new(options: Arc<ClientOptions>) -> Self {
-        Self {
+    pub(crate) fn new(options: Arc<ClientOptions>) -> Result<Self, ConnectError> {
+        let credentials = options.tls.as_ref().map(Credentials::load).transpose()?;
+        Ok(Self {
             options,
+            credentials: credentials.map(Arc::new),
             open: Mutex::default(),
-        }
+            refused: Mutex::default(),
+        })
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<(Arc<str>, Slot), Channel>> {
@@ -55,12 +64,44 @@ impl Channels {
         }
         let endpoint = endpoint(address, slot, &self.options)?;
         // The connector's own timeout covers TCP only, not a peer that accepts the connection and then stays silent.
-        let channel = match timeout(self.options.connect_timeout, endpoint.connect()).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Err(ChannelError::Refused(root_cause(&error))),
-            Err(_) => return Err(ChannelError::TimedOut),
+        let dialled = timeout(self.options.connect_timeout, self.dial(address, &endpoint)).await;
+        let dialled = dialled.unwrap_or(Err(ChannelError::TimedOut));
+        let refused = match &dialled {
+            Err(ChannelError::Tls(why)) => Some(format!("{address}: {why}")),
+            _ => None,
         };
-        Ok(self.open().entry(name).or_insert(channel).clone())
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+        Ok(self.open().entry(name).or_insert(dialled?).clone())
+    }
+
+    async fn dial(&self, address: &str, endpoint: &Endpoint) -> Result<Channel, ChannelError> {
+        let Some(credentials) = &self.credentials else {
+            let channel = endpoint.connect().await;
+            return channel.map_err(|error| ChannelError::Refused(root_cause(&error)));
+        };
+        let endpoint = endpoint.clone().origin(origin(address)?);
+        let own = Arc::clone(credentials);
+        // A channel connects again by itself, so the certificates are those of the moment.
+        let connector = tower::service_fn(move |uri: Uri| {
+            let own = Arc::clone(&own);
+            async move { own.connector().await.oneshot(uri).await }
+        });
+        let channel = endpoint.connect_with_connector(connector).await;
+        channel.map_err(|error| match tls_cause(&error) {
+            Some(why) => ChannelError::Tls(match credentials.trouble() {
+                Some(trouble) => {
+                    format!("{why}; the files as they are now can't be used: {trouble}")
+                }
+                None => why,
+            }),
+            None => ChannelError::Refused(root_cause(&error)),
+        })
+    }
+
+    /// Returns the reason why the last attempt to connect failed, if it failed by TLS.
+    pub(crate) fn refused(&self) -> Option<String> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.clone()
     }
 
     /// Drops a broken connection: the next use makes another, and resolves the name again.
@@ -76,7 +117,7 @@ impl Channels {
 
 /// Returns an address without its scheme, so that one node has one name.
 pub(crate) fn short(address: &str) -> Arc<str> {
-    let address = address.strip_prefix("http://").unwrap_or(address);
+    let address = without_scheme(address);
     address.strip_suffix('/').unwrap_or(address).into()
 }
 
@@ -101,6 +142,15 @@ fn endpoint(address: &str, slot: Slot, options: &ClientOptions) -> Result<Endpoi
         .initial_connection_window_size(connection))
 }
 
+/// Returns the URI that the node sees: its scheme says that the connection has TLS.
+fn origin(address: &str) -> Result<Uri, ConnectError> {
+    let uri = format!("https://{address}").parse();
+    uri.map_err(|_| ConnectError::Address {
+        address: address.to_owned(),
+        reason: "write it as host:port".to_owned(),
+    })
+}
+
 /// Returns the text of the innermost cause, which says "connection refused" where the outer ones say "transport error".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
@@ -108,4 +158,16 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+/// Returns the text of a failure of TLS, if the error has one among its causes.
+fn tls_cause(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<tls::ConnectError>() {
+            return error.is_refusal().then(|| error.to_string());
+        }
+        cause = error.source();
+    }
+    None
 }

@@ -32,6 +32,9 @@ pub(crate) enum ChannelError {
     Address(#[from] ConnectError),
     #[error("{0}")]
     Refused(String),
+    /// The node accepted the connection, and there was no agreement over TLS.
+    #[error("{0}")]
+    Tls(String),
     #[error("connecting took too long")]
     TimedOut,
 }

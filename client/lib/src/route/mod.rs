@@ -47,7 +47,7 @@ use watcher::{Place, Wanted, Watcher};
 use self::channels::Channels;
 use crate::clock::Clock;
 use crate::options::parse_address;
-use crate::{ClientOptions, ConnectError};
+use crate::{ClientOptions, ConnectError, Error};
 
 /// Holds the configuration, the leaders and the connections: see the documentation of this module. Cheap to clone.
 #[derive(Clone)]
@@ -124,7 +124,7 @@ impl Router {
         options.validate()?;
         let runtime = Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
         let options = Arc::new(options);
-        let channels = Arc::new(Channels::new(Arc::clone(&options)));
+        let channels = Arc::new(Channels::new(Arc::clone(&options))?);
         let (configs, config) = watch::channel(None);
         let (wanted, wants) = watch::channel(Wanted::default());
         let (trouble, troubles) = watch::channel(String::new());
@@ -161,7 +161,7 @@ impl Router {
         let mark = ClusterMark::default();
         set_mark(&mark, cluster.0);
         let options = Arc::new(options);
-        let channels = Arc::new(Channels::new(Arc::clone(&options)));
+        let channels = Arc::new(Channels::new(Arc::clone(&options))?);
         let (wanted, _) = watch::channel(Wanted::default());
         let (_, trouble) = watch::channel(String::new());
         Ok(Self::of(
@@ -396,6 +396,17 @@ impl Router {
         self.inner.clock
     }
 
+    /// Returns the error of a call whose deadline passed. It names TLS as the reason if the last attempt to connect failed by TLS.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        match (error, self.inner.channels.refused()) {
+            (Error::Timeout { maybe_applied, .. }, Some(message)) => Error::Tls {
+                message,
+                maybe_applied,
+            },
+            (error, _) => error,
+        }
+    }
+
     /// Returns the reason why there is no configuration yet, as far as it is known.
     pub(crate) fn trouble(&self) -> String {
         self.inner.trouble.borrow().clone()
@@ -481,17 +492,25 @@ impl Router {
             .configured()
             .map(|address| async move {
                 let channel = self.channel(&address, Slot::Control).await;
-                channel.map_err(|error| format!("{address}: {error}"))
+                channel.map_err(|error| (address, error))
             })
             .collect();
-        let mut said = Vec::new();
+        let (mut said, mut by_tls) = (Vec::new(), false);
         while let Some(result) = dialled.next().await {
             match result {
                 Ok(_) => return Ok(()),
-                Err(error) => said.push(error),
+                Err((address, error)) => {
+                    by_tls |= matches!(error, ChannelError::Tls(_));
+                    said.push(format!("{address}: {error}"));
+                }
             }
         }
-        Err(ConnectError::Unreachable(said.join("; ")))
+        let said = said.join("; ");
+        Err(if by_tls {
+            ConnectError::Tls(said)
+        } else {
+            ConnectError::Unreachable(said)
+        })
     }
 }
 

@@ -11,3 +11,4 @@ mod once;
 mod plain;
 mod ranges;
 mod send;
+mod tls;

@@ -15,8 +15,8 @@ use types::Gid;
 
 use super::{Asked, Authority, DAY, Pair, files, named};
 use crate::{
-    ClientCredentials, Connector, Credentials, Files, HandshakeError, Peer, Reason, Shared, Stream,
-    accept,
+    ClientCredentials, Connector, Credentials, Files, HandshakeError, Peer, Pem, Reason, Shared,
+    Stream, accept,
 };
 
 /// The time in which a handshake ends, unless it hangs.
@@ -79,9 +79,10 @@ async fn dial(
 }
 
 fn client(ca: &Authority, pair: Option<&Pair>) -> Connector {
-    let cert = pair.map(|pair| pair.cert.as_path());
-    let key = pair.map(|pair| pair.key.as_path());
-    Connector::to_host(ClientCredentials::load(&ca.bundle(), cert, key).unwrap())
+    let read = |path: &Path| Pem::read(path).unwrap();
+    let pair = pair.map(|pair| (read(&pair.cert), read(&pair.key)));
+    let identity = pair.as_ref().map(|(cert, key)| (cert, key));
+    Connector::to_host(ClientCredentials::new(&read(&ca.bundle()), identity).unwrap())
 }
 
 #[tokio::test]

@@ -184,6 +184,17 @@ impl Cluster {
         world.reconfigure(&groups, &owners);
     }
 
+    /// Makes nodes and configurations name other addresses than those at which the nodes listen.
+    pub(crate) fn advertise(&self, addresses: &[String]) {
+        let mut world = self.world();
+        world.members = addresses.to_vec();
+        let gids: Vec<Gid> = world.config.groups().keys().copied().collect();
+        let groups = gids.iter().map(|gid| (*gid, world.addresses_of(*gid)));
+        let groups = groups.collect();
+        let owners = world.config.owners().to_vec();
+        world.reconfigure(&groups, &owners);
+    }
+
     pub(crate) fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap()
     }
