@@ -98,6 +98,8 @@ pub enum Bug {
     KeyspaceFenceNotLogged,
     /// An operation of a keyspace is applied below the feature level that has keyspaces.
     KeyspaceAppliedBelowLevel,
+    /// An expiry of a lease is carried out whatever the term and the configuration in which it was decided.
+    ExpiryOfAnyTerm,
     /// Rows of keyspaces are taken below the feature level that has them.
     RowsTakenBelowLevel,
     /// A group that lost its disks counts only what it had settled as lost, not what it served beside a shard that was late.
@@ -109,7 +111,7 @@ impl Bug {
     /// the model of journals can show it. Nor is [`Self::RowsTakenBelowLevel`]: the model of copies shows it, because no group of a world
     /// stays below the level for long. Neither are two that tests of the mover show: [`Self::GenerationDroppedEarly`] costs only
     /// time, because such a copy begins anew, and [`Self::UnsettledLossUnseen`] needs a group that loses all its disks.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 43] = [
         Self::AbsentSessionIsNew,
         Self::RetryAppliedTwice,
         Self::SessionsStayBehind,
@@ -152,6 +154,7 @@ impl Bug {
         Self::ClearKeepsRows,
         Self::KeyspaceFenceNotLogged,
         Self::KeyspaceAppliedBelowLevel,
+        Self::ExpiryOfAnyTerm,
     ];
 
     /// The bugs of journals.

@@ -5,10 +5,10 @@
 //! keyspaces move with their shard and need no rules of their own. Their operations have no sessions: a server proposes each once.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use keyspace::{Effect, Operation, Place, Store};
-use raft::StoreError;
+use keyspace::{Action, Effect, Operation, Place, Store, Write};
+use raft::{StoreError, Term};
 use replica::{GroupKind, PairReader, StateReader};
-use types::ShardId;
+use types::{ConfigNum, ShardId};
 
 use crate::encoding::VERSION;
 use crate::journal::{MAX_NAMED_ROW_BYTES, Rows};
@@ -107,6 +107,14 @@ pub fn encode_keyspace_operation(operation: &Operation) -> Bytes {
 /// Returns the operation within an entry; `None` if the entry is another one.
 pub(crate) fn operation_in(entry: &Bytes) -> Option<Bytes> {
     entry.starts_with(&HEAD).then(|| entry.slice(HEAD.len()..))
+}
+
+/// Returns the term and the configuration in which an expiry was decided; `None` for other operations.
+pub(crate) fn decided(operation: Bytes) -> Option<(Term, ConfigNum)> {
+    match Operation::decode(operation).ok()?.action {
+        Action::In(_, Write::Expire { term, config, .. }) => Some((term, config)),
+        _ => None,
+    }
 }
 
 /// Calls `read` with a reader of the keyspaces of a shard, in a state as of one commit. Any thread can do it, as with

@@ -387,11 +387,16 @@ impl ShardKv {
         if let Err(error) = self.check_keyspace_write(shard, genesis) {
             return Ok(Response::Refused(error));
         }
-        let applying = keyspace::Applying {
+        let mut applying = keyspace::Applying {
             term: at.entry.term,
             config: self.ownership.served_since(shard).unwrap_or_default(),
             answer: at.awaited,
         };
+        if self.bugs.has(Bug::ExpiryOfAnyTerm)
+            && let Some(decided) = keyspaces::decided(operation.clone())
+        {
+            (applying.term, applying.config) = decided;
+        }
         let mut rows = Rows::new(shard, &mut self.journals, state);
         let outcome = keyspace::apply(operation, applying, &mut rows)?;
         self.keyspace_changes.note(&outcome);

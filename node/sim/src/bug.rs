@@ -29,14 +29,29 @@ pub enum ProcessBug {
     KeyspaceWriteRepeated,
     /// A node reads a keyspace before it has confirmed that it leads.
     KeyspaceReadUnconfirmed,
+    /// Feeds of watches keep what they had when a snapshot replaces the state.
+    FeedSurvivesSnapshot,
+    /// Only leaders tell watches of changes.
+    OnlyLeadersFeed,
+    /// A watch that goes on at another node begins with what comes next there.
+    WatchResumesNow,
+    /// A watch whose next revision is compacted goes on at the compacted one.
+    CompactedWatchGoesOn,
+    /// A notice of progress names the newest revision, whatever was sent.
+    ProgressAheadOfEvents,
 }
 
 impl ProcessBug {
     /// All of them.
-    pub const ALL: [Self; 3] = [
+    pub const ALL: [Self; 8] = [
         Self::WipedDiskKeepsIdentity,
         Self::KeyspaceWriteRepeated,
         Self::KeyspaceReadUnconfirmed,
+        Self::FeedSurvivesSnapshot,
+        Self::OnlyLeadersFeed,
+        Self::WatchResumesNow,
+        Self::CompactedWatchGoesOn,
+        Self::ProgressAheadOfEvents,
     ];
 }
 

@@ -9,6 +9,7 @@ const ADMINISTRATOR: u64 = 1 << 20;
 const MOVERS: u64 = 1 << 21;
 const CONFIG_CLIENTS: u64 = 1 << 22;
 const KEYSPACE_CLIENTS: u64 = 1 << 23;
+const LEASES: u64 = (1 << 23) + (1 << 22);
 
 /// The bits of a request's id that count the requests of its sender.
 const SEQUENCE_BITS: u32 = 40;
@@ -26,6 +27,8 @@ pub enum Caller {
     ConfigClient(u64),
     /// A client of keyspaces, by its number.
     Keyspace(u64),
+    /// The timers of leases in the process on a host.
+    Leases(HostId),
 }
 
 impl Caller {
@@ -37,6 +40,7 @@ impl Caller {
             Self::Mover(host) => MOVERS + host as u64,
             Self::ConfigClient(number) => CONFIG_CLIENTS + number,
             Self::Keyspace(number) => KEYSPACE_CLIENTS + number,
+            Self::Leases(host) => LEASES + host as u64,
         };
         RequestId((sender << SEQUENCE_BITS) | sequence)
     }
@@ -44,7 +48,9 @@ impl Caller {
     /// Returns the sender of a request.
     pub fn of(id: RequestId) -> Self {
         let sender = id.0 >> SEQUENCE_BITS;
-        if sender >= KEYSPACE_CLIENTS {
+        if sender >= LEASES {
+            Self::Leases(usize::try_from(sender - LEASES).unwrap_or(usize::MAX))
+        } else if sender >= KEYSPACE_CLIENTS {
             Self::Keyspace(sender - KEYSPACE_CLIENTS)
         } else if sender >= CONFIG_CLIENTS {
             Self::ConfigClient(sender - CONFIG_CLIENTS)
@@ -71,6 +77,7 @@ mod tests {
             Caller::Mover(3),
             Caller::ConfigClient(1),
             Caller::Keyspace(2),
+            Caller::Leases(4),
         ] {
             assert_eq!(Caller::of(caller.request(9)), caller);
         }

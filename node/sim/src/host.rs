@@ -17,6 +17,7 @@ use crate::mover::Mover;
 use crate::network::{HostId, address};
 use crate::queue::Micros;
 use crate::recorder::{Journal, Recorder};
+use crate::tracker::Tracker;
 
 /// The wall clock's reading when a world begins, in milliseconds.
 const EPOCH_MS: i64 = 1_700_000_000_000;
@@ -125,6 +126,8 @@ pub(crate) struct Host {
     pub(crate) journal: Journal,
     /// The mover, or `None` where no shards move.
     pub(crate) mover: Option<Mover>,
+    /// What the process follows of keyspaces, in worlds that have them.
+    pub(crate) tracker: Option<Tracker>,
 }
 
 impl Host {
@@ -163,6 +166,7 @@ impl Host {
             progress: Progress::default(),
             journal: Arc::default(),
             mover: None,
+            tracker: None,
         }
     }
 
@@ -216,6 +220,7 @@ impl Host {
     /// Drops the process and all its state in memory.
     pub(crate) fn stop(&mut self, now: Micros) {
         self.process = None;
+        self.tracker = None;
         self.looking = None;
         self.incarnation += 1;
         self.inbox.clear();

@@ -7,6 +7,7 @@
 //! | answers are those of the model | at each answer, with all pairs that it returns |
 //! | what was refused before the log is never applied | at each refusal and each applied operation |
 //! | reads are linearizable | an answer is the state at a revision that the keyspace had between the read's beginning and its end |
+//! | a lease doesn't expire before the term that was promised, at its grant or its last renewal | at each applied expiry |
 //! | keyspaces exist from their feature level on | at each applied operation |
 //!
 //! A keyspace is one atomic object. The moment at which the first replica applies an operation lies between the operation's
@@ -18,15 +19,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use keyspace::{
-    Action, Answer, Event, KeyValue, KeyspaceId, Operation, Outcome, Place, RangeAnswer, Refusal,
-    Write,
+    Action, Answer, Event, KeyValue, KeyspaceId, LeaseId, Operation, Outcome, Place, RangeAnswer,
+    Refusal, Write,
 };
 use raft::EntryId;
 use shardkv::{KEYSPACE_LEVEL, Response};
 use types::{Gid, ShardId};
 
 use crate::keyspace_model::Model;
-use crate::machine::{KeyspaceRead, Reply};
+use crate::machine::{KeyspaceRead, LeaseOf, Reply};
+use crate::queue::{Micros, SECOND};
 use crate::recorder::AppliedOperation;
 use crate::rng::digest;
 use crate::violation::{Checked, Violation};
@@ -40,6 +42,18 @@ struct Life {
     model: Model,
     name: String,
     deleted: bool,
+    leases: BTreeMap<LeaseId, Promise>,
+}
+
+/// What is known of a lease that exists.
+#[derive(Clone, Copy, Debug)]
+struct Promise {
+    grant: u64,
+    ttl: i64,
+    /// The moment of the grant.
+    since: Micros,
+    /// The moment before which it must not expire.
+    until: Micros,
 }
 
 /// An operation that was applied.
@@ -103,7 +117,7 @@ impl KeyspaceChecker {
     }
 
     /// Takes an operation that a group applied, once, when the first replica of the group applies it.
-    pub fn applied(&mut self, gid: Gid, operation: &AppliedOperation) -> Checked {
+    pub fn applied(&mut self, gid: Gid, operation: &AppliedOperation, now: Micros) -> Checked {
         let Reply::Kv(Response::Keyspace(outcome)) = &operation.response else {
             return Ok(());
         };
@@ -128,7 +142,9 @@ impl KeyspaceChecker {
                 ),
             ));
         }
-        let (expected, revision, events) = self.expect(&sent);
+        self.check_expiry(&sent, operation, outcome, now)?;
+        let (expected, revision, events) = self.expect(&sent, operation);
+        self.note_leases(&sent, expected.as_ref(), now);
         let right = match &expected {
             None => outcome.events().is_empty(),
             Some(Err(refusal)) => outcome.answer.as_ref().err() == Some(refusal),
@@ -161,6 +177,7 @@ impl KeyspaceChecker {
     fn expect(
         &mut self,
         operation: &Operation,
+        at: &AppliedOperation,
     ) -> (Option<Result<Answer, Refusal>>, i64, Vec<Event>) {
         let refused = |refusal| (Some(Err(refusal)), 0, Vec::new());
         let shard = operation.shard;
@@ -178,6 +195,7 @@ impl KeyspaceChecker {
                     model: Model::new(u64::MAX),
                     name: name.clone(),
                     deleted: false,
+                    leases: BTreeMap::new(),
                 };
                 self.lives.insert(place, life);
                 return (Some(Ok(Answer::Created { id })), 1, Vec::new());
@@ -196,11 +214,120 @@ impl KeyspaceChecker {
                 self.places.remove(&life.name);
                 (Some(Ok(Answer::Done { revision })), revision, Vec::new())
             }
+            Write::Expire {
+                id,
+                grant,
+                term,
+                config,
+            } => {
+                let is_other = life.leases.get(id).is_some_and(|it| it.grant != *grant);
+                if (*term, *config) != (at.entry.term, at.served_since) || is_other {
+                    return refused(Refusal::StaleExpiry);
+                }
+                let (answer, events) = life.model.write(&Write::Revoke { id: *id }, 0);
+                (Some(answer), life.model.revision, events)
+            }
             write => {
                 let (answer, events) = life.model.write(write, 0);
                 (Some(answer), life.model.revision, events)
             }
         }
+    }
+
+    /// Checks that a lease doesn't end before the term that was promised.
+    fn check_expiry(
+        &self,
+        sent: &Operation,
+        operation: &AppliedOperation,
+        outcome: &Outcome,
+        now: Micros,
+    ) -> Checked {
+        let (Action::In(id, Write::Expire { id: lease, .. }), Ok(_)) =
+            (&sent.action, &outcome.answer)
+        else {
+            return Ok(());
+        };
+        let place = Place {
+            shard: sent.shard,
+            id: *id,
+        };
+        let promise = self
+            .lives
+            .get(&place)
+            .and_then(|life| life.leases.get(lease));
+        match promise {
+            Some(promise) if promise.until > now => Err(Violation::new(
+                "a lease doesn't end before its term",
+                format!(
+                    "{sent:?} was applied at {} with {promise:?}",
+                    operation.entry
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes in which leases there are after an operation.
+    fn note_leases(
+        &mut self,
+        sent: &Operation,
+        expected: Option<&Result<Answer, Refusal>>,
+        now: Micros,
+    ) {
+        let (Action::In(id, write), Some(Ok(answer))) = (&sent.action, expected) else {
+            return;
+        };
+        let place = Place {
+            shard: sent.shard,
+            id: *id,
+        };
+        let Some(life) = self.lives.get_mut(&place) else {
+            return;
+        };
+        match (write, answer) {
+            (Write::Revoke { id } | Write::Expire { id, .. }, _) => {
+                life.leases.remove(id);
+            }
+            (_, Answer::Granted { id, ttl, grant, .. }) => {
+                let (ttl, grant) = (*ttl, *grant);
+                let until = now + term(ttl);
+                let promise = Promise {
+                    grant,
+                    ttl,
+                    since: now,
+                    until,
+                };
+                life.leases.insert(*id, promise);
+            }
+            _ => {}
+        }
+    }
+
+    /// Notes that a node has renewed a lease by a request that came at `came`. The node has applied what was granted before; it may not
+    /// know a later grant under the same id.
+    pub fn renewed(&mut self, lease: LeaseOf, ttl: i64, came: Micros, now: Micros) {
+        let life = self.lives.get_mut(&lease.place);
+        let promise = life.and_then(|life| life.leases.get_mut(&lease.id));
+        if let Some(promise) = promise.filter(|it| it.ttl == ttl && it.since <= came) {
+            promise.until = promise.until.max(now + term(ttl));
+        }
+    }
+
+    /// Returns true if the keyspace exists.
+    pub fn exists(&self, place: Place) -> bool {
+        self.lives.get(&place).is_some_and(|life| !life.deleted)
+    }
+
+    /// Returns the newest and the compacted revision of a keyspace.
+    pub fn revisions(&self, place: Place) -> (i64, i64) {
+        let model = self.lives.get(&place).map(|life| &life.model);
+        model.map_or((1, -1), |model| (model.revision, model.compacted))
+    }
+
+    /// Returns the events of a keyspace from a revision on.
+    pub fn events(&self, place: Place, from: i64) -> Vec<Event> {
+        let model = self.lives.get(&place).map(|life| &life.model);
+        model.map(|model| model.events(from)).unwrap_or_default()
     }
 
     /// Checks the answer that a client got.
@@ -301,6 +428,11 @@ pub fn comparable(response: Reply) -> Reply {
     };
     outcome.answer = outcome.answer.map(without_pairs);
     Reply::Kv(Response::Keyspace(outcome))
+}
+
+/// Returns the length of a lease's term.
+fn term(ttl: i64) -> Micros {
+    u64::try_from(ttl).unwrap_or(0) * SECOND
 }
 
 fn without_pairs(mut answer: Answer) -> Answer {

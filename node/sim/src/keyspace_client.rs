@@ -16,7 +16,7 @@ use types::ShardId;
 use crate::caller::Caller;
 use crate::client::Outgoing;
 use crate::keyspace_checker::{KeyspaceChecker, Name, ReadBegan, whole};
-use crate::machine::{KeyspaceRead, Outcome, Question, Reply};
+use crate::machine::{KeyspaceRead, LeaseOf, Outcome, Question, Reply};
 use crate::network::HostId;
 use crate::queue::{MILLI, Micros};
 use crate::rng::SimRng;
@@ -42,6 +42,14 @@ pub struct KeyspaceOptions {
     pub patience: Micros,
     /// True if a write without an answer is sent again, as a known bug has it.
     pub repeats_writes: bool,
+    /// The number of watches.
+    pub watches: usize,
+    /// The share, of a million, of requests that renew a lease.
+    pub renewals: u32,
+    /// The share, of a million, of writes that grant a lease, besides those of all worlds.
+    pub grants: u32,
+    /// The bytes by which keys are longer.
+    pub padding: usize,
 }
 
 /// A request in flight.
@@ -60,6 +68,7 @@ enum Call {
         repeated: bool,
     },
     Read(KeyspaceRead, ReadBegan),
+    Renew(LeaseOf),
 }
 
 /// The inputs and outputs of a client.
@@ -209,6 +218,10 @@ impl KeyspaceClient {
         }
     }
 
+    fn renew(&mut self, lease: LeaseOf, context: &mut KeyspaceContext<'_>) {
+        self.send(Call::Renew(lease), context);
+    }
+
     fn send(&mut self, call: Call, context: &mut KeyspaceContext<'_>) {
         let (shard, request) = match &call {
             Call::Write { operation, .. } => (
@@ -222,6 +235,7 @@ impl KeyspaceClient {
                 read.place.shard,
                 Request::Read(Question::Keyspace(read.clone())),
             ),
+            Call::Renew(lease) => (lease.place.shard, Request::Read(Question::Renew(*lease))),
         };
         let elsewhere = !self.stopping && self.rng.chance(250_000);
         let leader = (context.leader)(shard).filter(|_| !elsewhere);
@@ -271,9 +285,11 @@ impl KeyspaceClient {
                 self.last_reads.retain(|place| *place != read.place);
                 context.checker.read(&read, began, &answer)
             }
-            (Call::Read(..), Err(_) | Ok(Answer::Machine(Reply::Kv(Response::Refused(_))))) => {
-                Ok(())
-            }
+            (Call::Renew(_), Ok(Answer::Machine(Reply::Renewal(_))))
+            | (
+                Call::Read(..) | Call::Renew(_),
+                Err(_) | Ok(Answer::Machine(Reply::Kv(Response::Refused(_)))),
+            ) => Ok(()),
             (_, Ok(other)) => Err(Violation::new(
                 "answers fit their requests",
                 format!("a request of a keyspace was answered {other:?}"),

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use keyspace::{Place, Range, RangeAnswer, Refusal};
+use changes::Renewal;
+use keyspace::{LeaseId, Place, Range, RangeAnswer, Refusal};
 use raft::StoreError;
 use replica::{Answer, Applying, Request, StateMachine, StateReader, Transaction};
 use shardctrler::{HistoryLimits, Shardctrler};
-use shardkv::{JournalLimits, Ownership, ShardKv};
+use shardkv::{JournalLimits, KeyspaceChanges, Ownership, ShardKv};
 use types::{LogTime, ShardConfig};
 
 use crate::bug::Bug;
@@ -21,6 +22,8 @@ pub enum Question {
     Ctrl(shardctrler::Query),
     /// A read of a keyspace, which a process answers beside its replica.
     Keyspace(KeyspaceRead),
+    /// The renewal of a lease, which a process answers beside its replica.
+    Renew(LeaseOf),
 }
 
 /// A read of a keyspace.
@@ -32,6 +35,15 @@ pub struct KeyspaceRead {
     pub range: Range,
 }
 
+/// A lease of a keyspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeaseOf {
+    /// The keyspace.
+    pub place: Place,
+    /// The lease.
+    pub id: LeaseId,
+}
+
 /// The answer of a node of any group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -41,6 +53,8 @@ pub enum Reply {
     Ctrl(shardctrler::Response),
     /// Of a process that read a keyspace.
     Keyspace(Result<RangeAnswer, Refusal>),
+    /// Of a process that renewed a lease, or couldn't.
+    Renewal(Renewal),
 }
 
 /// The result of a request to a replica.
@@ -58,7 +72,7 @@ pub enum Machine {
 impl Machine {
     /// Creates the state machine of a replica group.
     pub fn kv(bug: Option<Bug>, journals: JournalLimits) -> Self {
-        let machine = ShardKv::with_bug(bug.and_then(Bug::shardkv));
+        let machine = ShardKv::with_bug(bug.and_then(Bug::shardkv)).collecting_keyspace_changes();
         Self::Kv(Box::new(machine.with_journal_limits(journals)))
     }
 
@@ -72,6 +86,14 @@ impl Machine {
     pub fn ownership(&self) -> Option<Arc<Ownership>> {
         match self {
             Self::Kv(machine) => Some(machine.ownership()),
+            Self::Ctrl(_) => None,
+        }
+    }
+
+    /// Takes what a replica group has changed in its keyspaces, with its ownership; `None` for the controllers.
+    pub fn take_keyspace_changes(&mut self) -> Option<(KeyspaceChanges, Arc<Ownership>)> {
+        match self {
+            Self::Kv(machine) => Some((machine.take_keyspace_changes(), machine.ownership())),
             Self::Ctrl(_) => None,
         }
     }

@@ -9,7 +9,7 @@ use replica::{
     View, WriteBatch,
 };
 use shardkv::{Ownership, Step};
-use types::{LogTime, ShardConfig};
+use types::{ConfigNum, LogTime, ShardConfig};
 
 use crate::keyspace_checker::comparable;
 use crate::machine::{Machine, Question, Reply};
@@ -38,6 +38,8 @@ pub struct AppliedOperation {
     pub work: u64,
     /// The most work that it may take, by which a leader chooses the operations of an entry.
     pub most_work: u64,
+    /// The configuration since which the group served the shard of an operation of a keyspace.
+    pub served_since: ConfigNum,
 }
 
 /// The operations that a machine applied, shared with the world.
@@ -65,6 +67,11 @@ impl Recorder {
     /// Returns the wrapped machine.
     pub fn machine(&self) -> &Machine {
         &self.inner
+    }
+
+    /// Returns the wrapped machine, for what it collects for its process.
+    pub fn machine_mut(&mut self) -> &mut Machine {
+        &mut self.inner
     }
 }
 
@@ -95,6 +102,16 @@ impl Recorder {
         }
         Ok((response, written))
     }
+}
+
+fn served_since(owned: Option<&Ownership>, operation: &Bytes) -> ConfigNum {
+    // Version and kind come first.
+    let inner = operation.slice(2.min(operation.len())..);
+    let shard = keyspace::Operation::shard_of(inner);
+    let since = owned
+        .zip(shard)
+        .and_then(|(owned, shard)| owned.served_since(shard));
+    since.unwrap_or_default()
 }
 
 /// A transaction as the state below another one. State machines only read pairs from it.
@@ -179,6 +196,7 @@ impl StateMachine for Recorder {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.push(AppliedOperation {
             entry: at.entry,
+            served_since: served_since(owned.as_deref(), &operation),
             work: state.work() - before,
             most_work: self.inner.most_work(&operation, at.max_value_bytes),
             digest: digest(&operation) ^ at.time.0.rotate_left(20) ^ u64::from(at.max_value_bytes),

@@ -41,6 +41,8 @@ pub enum Concern {
     KeyspaceClient(u32),
     /// The reads that followers serve.
     FollowerReads,
+    /// Watches of keyspaces, and the ends of leases.
+    Watches,
     /// The options of a host, where members have different ones.
     Options(u32),
 }
@@ -62,6 +64,7 @@ impl Concern {
             Self::FirstStarts => 10,
             Self::Keyspaces => 11,
             Self::FollowerReads => 12,
+            Self::Watches => 13,
             Self::KeyspaceClient(number) => (5 << 32) | number as u64,
             Self::Options(number) => (4 << 32) | number as u64,
             Self::ConfigClient(number) => (3 << 32) | number as u64,

@@ -53,6 +53,7 @@ mod send;
 mod served;
 mod steps;
 mod stop;
+mod watches;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,6 +83,7 @@ use crate::rng::{Concern, SimRng};
 use crate::scenario::Scenario;
 use crate::shard_checker::ShardChecker;
 use crate::traffic::Traffic;
+use crate::watcher::Watcher;
 use crate::write_checker::WriteChecker;
 use old_answers::OldAnswers;
 
@@ -109,6 +111,11 @@ pub struct World {
     pub(crate) keyspace_checker: KeyspaceChecker,
     pub(crate) keyspace_clients: Vec<KeyspaceClient>,
     pub(crate) keyspace_client_due: Vec<Micros>,
+    pub(crate) watchers: Vec<Watcher>,
+    /// Of watches and the ends of leases.
+    pub(crate) watch_rng: SimRng,
+    /// The number of expiries that were proposed.
+    pub(crate) expiries: u32,
     pub(crate) config_clients: Vec<ConfigClient>,
     pub(crate) config_client_due: Vec<Micros>,
     pub(crate) rng: SimRng,
@@ -181,6 +188,9 @@ impl World {
             keyspace_checker: KeyspaceChecker::default(),
             keyspace_client_due: vec![Micros::MAX; keyspace_clients.len()],
             keyspace_clients,
+            watchers: keyspaces::watchers(&scenario),
+            watch_rng: SimRng::new(seed, Concern::Watches),
+            expiries: 0,
             groups,
             write_checker: WriteChecker::default(),
             shard_checker: ShardChecker::default(),

@@ -10,7 +10,7 @@ use keyspace::{
 use types::shard_of;
 
 use super::{KeyspaceClient, KeyspaceContext};
-use crate::machine::KeyspaceRead;
+use crate::machine::{KeyspaceRead, LeaseOf};
 
 /// The number of operations of one client that have different names.
 const NAMES_OF_CLIENT: u32 = 1 << 20;
@@ -32,6 +32,11 @@ impl KeyspaceClient {
         if self.rng.chance(300_000) {
             let read = self.draw_read(place, revision);
             self.read(read, context);
+            return;
+        }
+        if self.rng.chance(self.options.renewals) {
+            let id = self.lease();
+            self.renew(LeaseOf { place, id }, context);
             return;
         }
         let write = self.draw_write(revision);
@@ -77,6 +82,9 @@ impl KeyspaceClient {
     }
 
     fn draw_write(&mut self, revision: i64) -> Write {
+        if self.rng.chance(self.options.grants) {
+            return self.grant();
+        }
         match self.rng.below(100) {
             0..=44 => Write::Put(self.put()),
             45..=54 => Write::DeleteRange(DeleteRange {
@@ -87,13 +95,17 @@ impl KeyspaceClient {
             75..=81 => Write::Compact {
                 revision: self.near(revision),
             },
-            82..=86 => Write::Grant {
-                id: self.lease(),
-                ttl: 2 + i64::from(self.rng.coin()),
-            },
+            82..=86 => self.grant(),
             87..=90 => Write::Revoke { id: self.lease() },
             91..=98 => Write::Clear,
             _ => Write::Delete,
+        }
+    }
+
+    fn grant(&mut self) -> Write {
+        Write::Grant {
+            id: self.lease(),
+            ttl: 1 + i64::from(self.rng.coin()),
         }
     }
 
@@ -155,7 +167,7 @@ impl KeyspaceClient {
 
     fn key(&mut self) -> Bytes {
         let number = self.rng.below(self.options.keys);
-        Bytes::from(format!("k{number}"))
+        Bytes::from(format!("k{number}{}", "x".repeat(self.options.padding)))
     }
 
     fn span(&mut self) -> Span {

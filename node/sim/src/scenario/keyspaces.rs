@@ -49,9 +49,29 @@ impl Scenario {
             think: (MILLI, pause.max(2 * MILLI)),
             patience: rng.between(50 * MILLI, 600 * MILLI),
             repeats_writes: false,
+            watches: 0,
+            renewals: 0,
+            grants: 0,
+            padding: 0,
         });
         if rng.coin() {
             self.replica.max_apply_work = rng.magnitude(200, 20_000);
+        }
+        // A link that needs a second for each row makes a world slow, and shows nothing else.
+        let paced = self
+            .cluster
+            .as_ref()
+            .is_some_and(|it| it.mover.max_bytes_per_second > 0);
+        let slow = paced || self.links.snapshot_bytes_per_second.is_some();
+        if let Some(keyspaces) = &mut self.keyspaces {
+            keyspaces.watches = large(rng.between(0, 4));
+            keyspaces.renewals = *rng.pick(&[0, 100_000, 300_000]).unwrap_or(&0);
+            keyspaces.grants = *rng.pick(&[0, 50_000, 300_000]).unwrap_or(&0);
+            if rng.chance(150_000) && !slow {
+                // Longer than the names that a journal keeps, with room for a part that ends with the longest row.
+                keyspaces.padding = 17_000;
+                self.replica.max_entry_bytes = self.replica.max_entry_bytes.max(1 << 18);
+            }
         }
         // The largest row, a record, and the fields around it fit into a part, and a part into an entry.
         self.replica.max_entry_bytes = self.replica.max_entry_bytes.max(8_192);

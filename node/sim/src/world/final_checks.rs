@@ -40,6 +40,7 @@ impl World {
         for group in &self.groups {
             group.invariants.check_changed(&group.changed)?;
         }
+        self.check_watches()?;
         self.check_stray_data()?;
         self.check_unique_marks()?;
         let checked = self.check_history();

@@ -13,6 +13,7 @@ use crate::queue::Micros;
 use crate::rng::{Concern, SimRng};
 use crate::scenario::Scenario;
 use crate::violation::{Checked, Violation};
+use crate::watcher::Watcher;
 
 /// The most bytes of an answer.
 const MAX_READ_BYTES: u64 = 1 << 20;
@@ -28,6 +29,12 @@ pub(super) fn clients(scenario: &Scenario) -> Vec<KeyspaceClient> {
         KeyspaceClient::new(number as u64, options.clone(), rng)
     };
     (0..options.clients).map(create).collect()
+}
+
+/// Creates the watches of keyspaces, which watch nothing yet.
+pub(super) fn watchers(scenario: &Scenario) -> Vec<Watcher> {
+    let count = scenario.keyspaces.as_ref().map_or(0, |it| it.watches);
+    (0..count).map(|_| Watcher::new()).collect()
 }
 
 impl World {

@@ -28,6 +28,9 @@ impl World {
             Request::Read(Question::Keyspace(read)) => {
                 return self.confirm_keyspace_read(number, id, read.clone());
             }
+            Request::Read(Question::Renew(lease)) => {
+                return self.confirm_renewal(number, id, *lease);
+            }
             _ => return request,
         };
         self.hosts[number].pages.insert(id, page.clone());
@@ -46,6 +49,7 @@ impl World {
         id: RequestId,
         outcome: Outcome,
     ) -> Option<Outcome> {
+        let outcome = self.renew_if_confirmed(number, id, outcome);
         let host = &mut self.hosts[number];
         if !host.pages.contains_key(&id) && !host.keyspace_reads.contains_key(&id) {
             return Some(outcome);

@@ -137,6 +137,7 @@ impl World {
         )?;
         process.set_disk_low(host.disk_low);
         host.process = Some(Box::new(process));
+        self.hosts[number].tracker = self.new_tracker();
         Ok(())
     }
 
@@ -288,6 +289,10 @@ impl World {
             ));
         }
         self.observe_disk(number)?;
+        // After any other error the process ends, and publishes nothing.
+        if matches!(result, Ok(()) | Err(StoreError::Full(_))) {
+            self.track(number)?;
+        }
         if self.scenario.isolated_leaders > 0 {
             self.isolate_new_leader(number, &messages);
         }
@@ -340,7 +345,8 @@ impl World {
                 self.write_checker
                     .applied(group.gid, host.node, operation)?;
                 self.shard_checker.applied(group.gid, operation)?;
-                self.keyspace_checker.applied(group.gid, operation)?;
+                self.keyspace_checker
+                    .applied(group.gid, operation, self.now)?;
             }
         }
         let machine = host.process.as_ref().map(|it| it.machine().machine());
@@ -453,9 +459,11 @@ fn describe_operation(operation: &bytes::Bytes, response: &Reply) -> String {
             format!("{:?}", keyspace::Operation::decode(operation.slice(2..)))
         }
         Reply::Ctrl(_) => format!("{:?}", shardctrler::Command::decode(operation)),
-        Reply::Kv(_) | Reply::Keyspace(_) => match shardkv::Step::decode(operation.clone()) {
-            Ok(step) => describe_step(&step),
-            Err(_) => format!("{:?}", shardkv::Command::decode(operation)),
-        },
+        Reply::Kv(_) | Reply::Keyspace(_) | Reply::Renewal(_) => {
+            match shardkv::Step::decode(operation.clone()) {
+                Ok(step) => describe_step(&step),
+                Err(_) => format!("{:?}", shardkv::Command::decode(operation)),
+            }
+        }
     }
 }

@@ -57,6 +57,10 @@ impl World {
             Caller::Client(number) => number,
             Caller::Administrator => return self.admin_answered(id, outcome),
             Caller::Mover(host) => return self.mover_answered(host, id, outcome),
+            Caller::Leases(host) => {
+                self.expiry_answered(host, id, &outcome);
+                return Ok(());
+            }
             Caller::Keyspace(number) => {
                 let number = usize::try_from(number).unwrap_or(usize::MAX);
                 return self.keyspace_answered(number, id, outcome);

@@ -114,7 +114,7 @@ impl World {
             self.keep_answer(id, &outcome);
         }
         let at = match Caller::of(id) {
-            Caller::Mover(host) if host == from => self.now + after,
+            Caller::Mover(host) | Caller::Leases(host) if host == from => self.now + after,
             Caller::Mover(host) => {
                 let [first, _] = self.network.arrivals(from, host, self.now + after);
                 let Some(at) = first else {
@@ -122,7 +122,7 @@ impl World {
                 };
                 at
             }
-            Caller::Administrator => self.now + after + self.network.delay(),
+            Caller::Leases(_) | Caller::Administrator => self.now + after + self.network.delay(),
             Caller::Client(_) | Caller::ConfigClient(_) | Caller::Keyspace(_) => {
                 if self.hosts[from].unreachable || self.network.loses() {
                     return;
