@@ -26,6 +26,7 @@ mod need;
 mod policy;
 mod rights;
 mod text;
+mod token;
 mod tokens;
 
 pub use authorizer::Authorizer;
@@ -37,4 +38,5 @@ pub use policy::{
     Grant, MAX_GRANTS, MAX_POLICY_BYTES, Policy, PolicyError, PolicyNum, Subject, Verbs,
 };
 pub use rights::{Rights, Space, Verb};
+pub use token::{MAX_TOKEN_BYTES, TokenError, Verified, bearer};
 pub use tokens::{Issuer, PublicKey, Tokens, VerifyingKey};
