@@ -229,6 +229,12 @@ fn build(values: &mut Values) -> Result<Options, OptionError> {
     let limits = limits(values)?;
     let replica = replica_options(values, &limits)?;
     let kind = groups::role(values)?;
+    let tls = tls::tls(values)?;
+    if tls.is_some() {
+        // A node that is to have TLS must not serve without it.
+        let reason = "this version of the node serves no TLS yet: leave the options of TLS out";
+        return Err(values.error("tls_cert", reason));
+    }
     Ok(Options {
         data_dir: data_dir.into(),
         cluster_name: cluster_name(values)?,
@@ -244,7 +250,7 @@ fn build(values: &mut Values) -> Result<Options, OptionError> {
         replica,
         limits,
         network: network(values)?,
-        tls: tls::tls(values)?,
+        tls,
         disk: disk(values)?,
         request_timeout: millis(values, "request_timeout_ms", 1, 3_600_000)?,
         shutdown_timeout: millis(values, "shutdown_timeout_ms", 1, 600_000)?,

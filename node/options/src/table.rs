@@ -59,7 +59,7 @@ const HANDOFF: &str = "Moving shards and forwarding";
 const BOUNDS: &str = "Limits for clients";
 const LOG: &str = "Raft, log and snapshots";
 const NETWORK: &str = "Network";
-const TLS: &str = "TLS (none of these options: no TLS)";
+const TLS: &str = "TLS (refused: this version of the node serves none yet)";
 const STORE: &str = "Disk";
 const OUTPUT: &str = "Logs, metrics and process";
 

@@ -314,8 +314,8 @@ fn names_of_keyspaces_are_checked() {
 
 #[test]
 fn the_parts_of_tls_are_given_together() {
-    let options = |args: &[&str]| options(&[&["--data-dir", "/d"], args].concat(), "");
-    assert_eq!(options(&[]).unwrap().tls, None);
+    let options = |args: &[&str]| tls::tls(&mut values(args, "").unwrap());
+    assert_eq!(options(&[]).unwrap(), None);
     let pair = ["--tls-cert", "c", "--tls-key", "k"];
     let needed = [pair.as_slice(), &["--tls-peers-ca", "p"]].concat();
     let mut expected = Tls {
@@ -326,13 +326,13 @@ fn the_parts_of_tls_are_given_together() {
         clients_ca: None,
         accepts_plain: false,
     };
-    assert_eq!(options(&needed).unwrap().tls.as_ref(), Some(&expected));
+    assert_eq!(options(&needed).unwrap().as_ref(), Some(&expected));
     let more = ["--tls-operator-ca", "o", "--tls-clients-ca", "l"];
     let all = [needed.as_slice(), &more, &["--tls-plain", "accept"]].concat();
     expected.operator_ca = Some("o".into());
     expected.clients_ca = Some("l".into());
     expected.accepts_plain = true;
-    assert_eq!(options(&all).unwrap().tls, Some(expected));
+    assert_eq!(options(&all).unwrap(), Some(expected));
     for (args, says) in [
         (pair.as_slice(), "--tls-cert: TLS needs"),
         (&["--tls-clients-ca", "l"], "--tls-clients-ca: TLS needs"),
@@ -341,4 +341,15 @@ fn the_parts_of_tls_are_given_together() {
         let said = options(args).unwrap_err().to_string();
         assert!(said.starts_with(says), "{said}");
     }
+}
+
+#[test]
+fn a_node_with_certificates_is_refused_until_it_serves_tls() {
+    let args = ["--data-dir", "/d", "--tls-cert", "c", "--tls-key", "k"];
+    let all = [args.as_slice(), &["--tls-peers-ca", "p"]].concat();
+    let said = options(&all, "").unwrap_err().to_string();
+    assert!(
+        said.starts_with("--tls-cert: this version of the node serves no TLS yet"),
+        "{said}"
+    );
 }
