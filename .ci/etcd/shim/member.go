@@ -15,6 +15,8 @@ var ignored = map[string]bool{
 	"name": true, "initial-cluster-token": true, "initial-cluster-state": true, "snapshot-count": true,
 	"strict-reconfig-check": true, "advertise-client-urls": true, "unsafe-no-fsync": true, "log-level": true,
 	"peer-auto-tls": true, "peer-cert-file": true, "peer-key-file": true, "peer-trusted-ca-file": true,
+	// Nodes give tokens of their own, whatever kind a test asks for.
+	"auth-token": true, "bcrypt-cost": true,
 }
 
 // member is a node as etcd's command line describes it.

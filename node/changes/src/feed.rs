@@ -103,6 +103,8 @@ pub struct Feed {
     bytes: usize,
     /// The number of resets.
     generation: u64,
+    /// The number of times that the permissions may have changed.
+    permissions: u64,
     ended: Option<End>,
 }
 
@@ -116,6 +118,7 @@ impl Default for Feed {
             events: 0,
             bytes: 0,
             generation: 0,
+            permissions: 0,
             ended: None,
         }
     }
@@ -142,6 +145,12 @@ impl Feed {
         self.ended
     }
 
+    /// Returns the number of times that users, roles or permissions may have changed. A watch that was allowed at a lower number is to be
+    /// checked again.
+    pub fn permissions(&self) -> u64 {
+        self.permissions
+    }
+
     /// Takes in the effects of an operation of the log.
     pub fn note(&mut self, revision: i64, effects: &[Effect], limits: FeedLimits) {
         for effect in effects {
@@ -151,6 +160,7 @@ impl Feed {
                     self.compacted = self.compacted.max(*compacted);
                 }
                 Effect::Deleted => self.end(End::Deleted),
+                Effect::AuthChanged => self.permissions += 1,
                 Effect::Created | Effect::Granted { .. } | Effect::Revoked { .. } => {}
             }
         }
@@ -201,6 +211,7 @@ impl Feed {
         self.drop_all();
         self.newest = None;
         self.generation += 1;
+        self.permissions += 1;
     }
 
     /// Ends the feed. What is kept can still be read.

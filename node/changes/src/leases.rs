@@ -208,7 +208,10 @@ impl Timers {
                 }
                 Effect::Revoked { id } => self.revoked(place, id),
                 Effect::Deleted => self.end(place),
-                Effect::Granted { .. } | Effect::Changed(_) | Effect::Compacted { .. } => {}
+                Effect::Granted { .. }
+                | Effect::Changed(_)
+                | Effect::AuthChanged
+                | Effect::Compacted { .. } => {}
             }
         }
     }

@@ -39,4 +39,4 @@ pub use leases::{Expiry, Remaining, Renewal, Timers};
 pub use page::{Page, PageLimits, read_page, read_previous};
 pub use spans::Spans;
 pub use stream::{Source, Step, Watches};
-pub use watch::{AUTO_ID, Create, NO_ID, Refused, Response};
+pub use watch::{AUTO_ID, Create, NO_ID, Refused, Response, access_text};

@@ -135,6 +135,11 @@ impl Watches {
         self.open.is_empty()
     }
 
+    /// Returns the ranges of all watches, by their ids.
+    pub fn ranges(&self) -> impl Iterator<Item = (i64, &Span)> {
+        self.open.iter().map(|(id, watch)| (*id, &watch.wants.span))
+    }
+
     /// Returns the revision after which the stream needs the feed.
     pub fn position(&self) -> i64 {
         self.position
@@ -245,11 +250,11 @@ impl Watches {
         true
     }
 
-    /// Refuses a watch because the node has too many.
-    pub fn refuse(&mut self, newest: i64) {
+    /// Refuses a watch for a reason that the caller knows: the node has too many, or the user may not read the range.
+    pub fn refuse(&mut self, newest: i64, why: Refused) {
         self.answers.push_back(Response::Refused {
             revision: newest,
-            why: Refused::TooMany,
+            why,
         });
     }
 

@@ -1,6 +1,6 @@
 //! Requests and answers of a watch stream.
 
-use keyspace::{Event, Span};
+use keyspace::{Event, Refusal, Span};
 
 /// The id that asks for an id.
 pub const AUTO_ID: i64 = 0;
@@ -65,18 +65,33 @@ pub enum Refused {
     NegativeStart,
     /// The stream or the node has too many watches.
     TooMany,
+    /// The user may not read the range, or the call has no user.
+    Access(Refusal),
 }
 
 impl Refused {
     /// Returns the text for the client.
-    pub fn text(self) -> &'static str {
-        match self {
+    pub fn text(self) -> String {
+        let text = match self {
             Self::EmptyRange => "mvcc: watcher range is empty",
             Self::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
             Self::NegativeStart => "etcdserver: mvcc: required revision has been compacted",
             Self::TooMany => "etcdserver: too many requests",
-        }
+            Self::Access(refusal) => return access_text(refusal),
+        };
+        text.to_owned()
     }
+}
+
+/// Returns the text of a refusal for lack of a permission. etcd's client compares the whole text, which is that of an error of Go's gRPC
+/// library, to decide whether it opens the watch again. As in etcd, any other refusal is told as a missing permission.
+pub fn access_text(refusal: Refusal) -> String {
+    let (code, refusal) = match refusal {
+        Refusal::InvalidAuthToken => ("Unauthenticated", refusal),
+        Refusal::AuthOldRevision | Refusal::UserEmpty => ("InvalidArgument", refusal),
+        _ => ("PermissionDenied", Refusal::PermissionDenied),
+    };
+    format!("rpc error: code = {code} desc = {refusal}")
 }
 
 /// An answer of a watch stream.

@@ -13,10 +13,11 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use changes::{
-    Create, End, NO_ID, PageLimits, Refused, Response, Step, Watches, read_page, read_previous,
+    Create, End, Feed, FeedLimits, NO_ID, PageLimits, Refused, Response, Step, Watches, read_page,
+    read_previous,
 };
 use common::{Source, World, span};
-use keyspace::{Event, Refusal};
+use keyspace::{Effect, Event, Refusal};
 
 const MAX_EVENTS: usize = 4;
 const PAGE: PageLimits = PageLimits {
@@ -571,4 +572,51 @@ fn pairs_before_events_are_read_for_whole_revisions() {
     assert_eq!(keys, ["a", "b", "c"]);
     let created = read_previous(&world.store, world.place, &world.log[..1], 0);
     assert_eq!(created.unwrap(), Some(vec![None]));
+}
+
+/// etcd's client compares the whole text, and opens the watch again after two of them.
+#[test]
+fn a_watch_without_permission_is_refused_in_the_words_of_gos_grpc_library() {
+    let table = [
+        (
+            Refusal::PermissionDenied,
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+        ),
+        (
+            Refusal::UserNotFound,
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+        ),
+        (
+            Refusal::InvalidAuthToken,
+            "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+        ),
+        (
+            Refusal::AuthOldRevision,
+            "rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old",
+        ),
+        (
+            Refusal::UserEmpty,
+            "rpc error: code = InvalidArgument desc = etcdserver: user name is empty",
+        ),
+    ];
+    for (refusal, text) in table {
+        assert_eq!(Refused::Access(refusal).text(), text);
+    }
+}
+
+#[test]
+fn a_feed_tells_that_permissions_may_have_changed() {
+    let mut feed = Feed::default();
+    let limits = FeedLimits {
+        events: 1,
+        bytes: 1,
+    };
+    assert_eq!(feed.permissions(), 0);
+    feed.note(5, &[Effect::AuthChanged], limits);
+    assert_eq!((feed.permissions(), feed.newest()), (1, None));
+    feed.note(6, &[Effect::Compacted { compacted: 2 }], limits);
+    assert_eq!(feed.permissions(), 1);
+    // A snapshot may hold any change.
+    feed.reset();
+    assert_eq!(feed.permissions(), 2);
 }

@@ -147,6 +147,8 @@ pub enum Effect {
         /// The lease.
         id: LeaseId,
     },
+    /// Users, roles or permissions have changed, or whether they are enforced.
+    AuthChanged,
     /// History was compacted, so there is something to clear.
     Compacted {
         /// The compacted revision.

@@ -1,5 +1,6 @@
 //! The encoding of operations in the log: version, kind, shard and limits, then the fields of the kind.
 
+mod auth;
 mod txn;
 
 use std::num::NonZeroU64;
@@ -26,6 +27,9 @@ const REVOKE: u8 = 8;
 const EXPIRE: u8 = 9;
 const SET_OPTIONS: u8 = 10;
 const DELETE: u8 = 11;
+/// The first kind that members below feature level 3 don't know.
+const AUTH: u8 = 12;
+const AS: u8 = 13;
 
 const ONE_KEY: u8 = 0;
 const RANGE: u8 = 1;
@@ -65,6 +69,11 @@ impl Operation {
         (version == VERSION).then_some(ShardId(shard))
     }
 
+    /// Returns true for an encoded operation that only members from feature level 3 on can apply.
+    pub fn needs_auth_level(encoded: &[u8]) -> bool {
+        encoded.get(1).is_some_and(|kind| *kind >= AUTH)
+    }
+
     /// Decodes the output of [`Operation::encode`]. Keys and values share the input's memory.
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
@@ -100,18 +109,24 @@ impl Operation {
 fn kind(action: &Action) -> u8 {
     match action {
         Action::Create { .. } => CREATE,
-        Action::In(_, write) => match write {
-            Write::Put(_) => PUT,
-            Write::DeleteRange(_) => DELETE_RANGE,
-            Write::Txn(_) => TXN,
-            Write::Compact { .. } => COMPACT,
-            Write::Clear => CLEAR,
-            Write::Grant { .. } => GRANT,
-            Write::Revoke { .. } => REVOKE,
-            Write::Expire { .. } => EXPIRE,
-            Write::SetOptions(_) => SET_OPTIONS,
-            Write::Delete => DELETE,
-        },
+        Action::In(_, write) => kind_of(write),
+    }
+}
+
+fn kind_of(write: &Write) -> u8 {
+    match write {
+        Write::Put(_) => PUT,
+        Write::DeleteRange(_) => DELETE_RANGE,
+        Write::Txn(_) => TXN,
+        Write::Compact { .. } => COMPACT,
+        Write::Clear => CLEAR,
+        Write::Grant { .. } => GRANT,
+        Write::Revoke { .. } => REVOKE,
+        Write::Expire { .. } => EXPIRE,
+        Write::SetOptions(_) => SET_OPTIONS,
+        Write::Delete => DELETE,
+        Write::Auth(_) => AUTH,
+        Write::As { .. } => AS,
     }
 }
 
@@ -142,6 +157,12 @@ fn encode_write(write: &Write, out: &mut Writer) {
                 .number(config.0);
         }
         Write::SetOptions(options) => options.encode(out),
+        Write::Auth(write) => auth::encode(write, out),
+        Write::As { caller, write } => {
+            auth::encode_principal(caller, out);
+            out.byte(kind_of(write));
+            encode_write(write, out);
+        }
     }
 }
 
@@ -168,6 +189,17 @@ fn decode_write(kind: u8, input: &mut Reader) -> Result<Write, DecodeError> {
         },
         SET_OPTIONS => Write::SetOptions(KeyspaceOptions::decode(input)?),
         DELETE => Write::Delete,
+        AUTH => Write::Auth(auth::decode(input)?),
+        AS => {
+            let caller = auth::decode_principal(input)?;
+            let kind = input.byte("operation kind")?;
+            // One in another would be as deep as its bytes allow.
+            if kind == AS {
+                return Err(unknown("operation kind", kind));
+            }
+            let write = Box::new(decode_write(kind, input)?);
+            Write::As { caller, write }
+        }
         value => return Err(unknown("operation kind", value)),
     })
 }

@@ -16,6 +16,8 @@
 //! | `Events` | id, revision, position in the transaction (u32) | kind, previous version, user key |
 //! | `Leases` | id, lease id | TTL, number of the grant, and the number and bytes of the lease's keys |
 //! | `LeaseKeys` | id, lease id, user key | empty |
+//! | `Auth` | id, 1, name | a [`crate::User`] |
+//! | `Auth` | id, 2, name | a [`crate::Role`] |
 //!
 //! An id is the keyspace's (u64). All numbers are big-endian. So all rows of a shard are one range, which is copied and cleared with
 //! the shard ([`rows_of_shard`]), and all rows of a keyspace in a table are one, too.
@@ -43,6 +45,8 @@ const PLACE_BYTES: usize = TABLE_BYTES + 8;
 const ESCAPED_ZERO: [u8; 2] = [0, 0xff];
 const END: [u8; 2] = [0, 0];
 const DELETED: u8 = 1;
+const USER: u8 = 1;
+const ROLE: u8 = 2;
 
 /// A set of rows. Its number is the part of a stored key after the shard's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,17 +65,20 @@ pub enum Table {
     Leases,
     /// The keys of each lease.
     LeaseKeys,
+    /// Users and roles.
+    Auth,
 }
 
 impl Table {
     /// The tables that hold a keyspace's rows: all but the one with its record.
-    pub const ROWS: [Self; 6] = [
+    pub const ROWS: [Self; 7] = [
         Self::Current,
         Self::Versions,
         Self::Deletions,
         Self::Events,
         Self::Leases,
         Self::LeaseKeys,
+        Self::Auth,
     ];
 
     /// Returns the number of the table in stored keys and rows.
@@ -84,6 +91,7 @@ impl Table {
             Self::Events => 4,
             Self::Leases => 5,
             Self::LeaseKeys => 6,
+            Self::Auth => 7,
         }
     }
 }
@@ -193,6 +201,41 @@ impl Place {
         out.put_slice(key);
         out.freeze()
     }
+
+    /// Returns the key of a user, in `Auth`.
+    pub(crate) fn user(self, name: &str) -> Bytes {
+        self.auth(USER, name)
+    }
+
+    /// Returns the key of a role, in `Auth`.
+    pub(crate) fn role(self, name: &str) -> Bytes {
+        self.auth(ROLE, name)
+    }
+
+    /// Returns the prefix of all users, in `Auth`.
+    pub(crate) fn users(self) -> Bytes {
+        self.auth(USER, "")
+    }
+
+    /// Returns the prefix of all roles, in `Auth`.
+    pub(crate) fn roles(self) -> Bytes {
+        self.auth(ROLE, "")
+    }
+
+    fn auth(self, kind: u8, name: &str) -> Bytes {
+        let mut out = self.begin(Table::Auth, 1 + name.len());
+        out.put_u8(kind);
+        out.put_slice(name.as_bytes());
+        out.freeze()
+    }
+}
+
+/// Returns true for a row that only members from feature level 3 on can read: a user, a role, or the record of a keyspace that had some.
+/// `key` is the row's key after the shard.
+pub fn is_auth_row(key: &[u8], value: Option<&[u8]>) -> bool {
+    let is_record = key.starts_with(&[Table::Keyspaces.number(), RECORD]);
+    let of_auth = key.first() == Some(&Table::Auth.number());
+    of_auth || (is_record && value.is_some_and(crate::record::has_auth))
 }
 
 /// Returns the bounds of all rows of a shard: the least key, and the end. A copy of these rows is a copy of the shard's keyspaces, in
@@ -275,6 +318,12 @@ pub(crate) fn split_lease(stored: &[u8]) -> Option<LeaseId> {
 /// Returns the user's key of a [`Place::lease_key`], which shares its memory.
 pub(crate) fn split_lease_key(stored: &Bytes) -> Option<Bytes> {
     (stored.len() >= PLACE_BYTES + 8).then(|| stored.slice(PLACE_BYTES + 8..))
+}
+
+/// Returns the name of a [`Place::user`] or a [`Place::role`].
+pub(crate) fn split_auth(stored: &[u8]) -> Option<String> {
+    let name = stored.get(PLACE_BYTES + 1..)?;
+    String::from_utf8(name.to_vec()).ok()
 }
 
 /// A stored key of `Versions`: a version or the mark of a deletion.
@@ -406,6 +455,7 @@ mod tests {
             name(PLACE.shard, "z"),
             PLACE.record(),
             PLACE.lease_key(LeaseId(-1), &[0xff; 40]),
+            PLACE.role("z"),
         ] {
             assert!(start <= stored && stored < end);
         }
@@ -421,6 +471,13 @@ mod tests {
         let key = PLACE.lease_key(LeaseId(-3), b"k");
         assert_eq!(split_lease_key(&key).unwrap(), b"k"[..]);
         assert_eq!(without_place(&PLACE.current(b"k")).unwrap(), b"k"[..]);
+        assert_eq!(split_auth(&PLACE.user("u")).as_deref(), Some("u"));
+        assert!(PLACE.user("z") < PLACE.role("a"));
+        assert!(is_auth_row(&PLACE.role("a")[4..], None));
+        assert!(!is_auth_row(&PLACE.lease(LeaseId(1))[4..], None));
+        assert!(is_auth_row(&PLACE.record()[4..], Some(&[2])));
+        assert!(!is_auth_row(&PLACE.record()[4..], Some(&[1])));
+        assert!(!is_auth_row(&name(PLACE.shard, "n")[4..], Some(&[2])));
         for damaged in [&b""[..], &PLACE.record()[..5], b"short", &[0; 13]] {
             let stored = Bytes::copy_from_slice(damaged);
             assert_eq!(split_record(damaged), None);

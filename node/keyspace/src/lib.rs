@@ -48,6 +48,7 @@
 //! leader decides when a lease expires, when history is compacted, and when the next step of clearing is due.
 
 mod answer;
+mod auth;
 mod check;
 mod codec;
 mod compaction;
@@ -79,10 +80,14 @@ pub use answer::{
     Answer, DeleteRangeAnswer, Effect, Event, KeyValue, OpAnswer, Outcome, PutAnswer, RangeAnswer,
     TxnAnswer,
 };
+pub use auth::{
+    Access, AuthState, AuthWrite, Permission, Principal, ROOT, Right, Role, User, check_access,
+    read_role, read_roles, read_user, read_users,
+};
 pub use check::{check_delete_range, check_put, check_range, check_txn};
 pub use hash::{HashAnswer, hash};
 pub use ids::{KeyspaceId, LeaseId};
-pub use keys::{Place, Table, rows_of_shard};
+pub use keys::{Place, Table, is_auth_row, rows_of_shard};
 pub use lease::{Lease, MAX_LEASE_TTL, MIN_LEASE_TTL, read_lease, read_lease_keys, read_leases};
 pub use lifecycle::{find, list, renew};
 pub use limits::Limits;

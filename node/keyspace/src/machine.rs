@@ -6,6 +6,7 @@ use bytes::Bytes;
 use raft::{StoreError, Term};
 use types::ConfigNum;
 
+use crate::auth::{self, Guard};
 use crate::draft::{Draft, Finished};
 use crate::failure::Failure;
 use crate::limits::Budget;
@@ -102,7 +103,7 @@ fn apply_write(
         effects: Vec::new(),
         gone: false,
     };
-    let result = Failure::split(machine.write(write))?;
+    let result = Failure::split(machine.write_as(write))?;
     let (effects, gone) = (machine.effects, machine.gone);
     if record != before && !gone {
         record.store(place, store);
@@ -128,6 +129,16 @@ struct Machine<'a> {
 }
 
 impl Machine<'_> {
+    /// Carries out a write, if its caller may do it in this state.
+    fn write_as(&mut self, write: &Write) -> Result<Answer, Failure> {
+        let (caller, write) = write.caller();
+        if self.record.auth.enabled {
+            let budget = Budget::of_write(self.limits);
+            Guard::new(&*self.store, self.place, self.record, caller, budget)?.write(write)?;
+        }
+        self.write(write)
+    }
+
     fn write(&mut self, write: &Write) -> Result<Answer, Failure> {
         match write {
             Write::Put(put) => {
@@ -208,6 +219,13 @@ impl Machine<'_> {
                 self.record.end_alarm();
                 Ok(self.done())
             }
+            Write::Auth(write) => {
+                auth::manage(self.place, self.record, write, self.store)?;
+                self.effects.push(Effect::AuthChanged);
+                Ok(self.done())
+            }
+            // Each is checked for this before.
+            Write::As { .. } => Err(Refusal::Malformed.into()),
             Write::Delete => {
                 lifecycle::delete(self.place, self.record, self.store);
                 self.effects.push(Effect::Deleted);

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use raft::Term;
 use types::{ConfigNum, ShardId};
 
+use crate::auth::{self, AuthWrite, Principal};
 use crate::{
     DeleteRange, KeyspaceId, KeyspaceOptions, LeaseId, Limits, Place, Put, Refusal, Txn, check,
     check_name,
@@ -83,8 +84,47 @@ pub enum Write {
     },
     /// Sets the options.
     SetOptions(KeyspaceOptions),
+    /// Changes users, roles and permissions.
+    Auth(AuthWrite),
+    /// Carries out a write for a user, if the user may do it.
+    As {
+        /// The user.
+        caller: Principal,
+        /// The write, which is no other `As`.
+        write: Box<Write>,
+    },
     /// Deletes the keyspace: it is gone at once, and steps of clearing remove its rows.
     Delete,
+}
+
+impl Write {
+    /// Returns the write, and the user for whom it is carried out.
+    pub fn caller(&self) -> (Option<&Principal>, &Self) {
+        match self {
+            Self::As { caller, write } => (Some(caller), write),
+            write => (None, write),
+        }
+    }
+
+    fn check(&self, limits: &Limits) -> Result<(), Refusal> {
+        match self {
+            Self::Put(put) => check::check_put(put),
+            Self::DeleteRange(request) => check::check_delete_range(request),
+            Self::Txn(txn) => check::check_txn(txn, limits),
+            Self::SetOptions(options) => options.check(),
+            Self::Auth(write) => auth::check(write),
+            Self::As { caller, write } => {
+                if caller.user.len() > auth::MAX_AUTH_NAME_BYTES {
+                    return Err(Refusal::RequestTooLarge);
+                }
+                if matches!(**write, Self::As { .. }) {
+                    return Err(Refusal::Malformed);
+                }
+                write.check(limits)
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Operation {
@@ -95,11 +135,7 @@ impl Operation {
                 check_name(name)?;
                 options.check()?;
             }
-            Action::In(_, Write::Put(put)) => check::check_put(put)?,
-            Action::In(_, Write::DeleteRange(request)) => check::check_delete_range(request)?,
-            Action::In(_, Write::Txn(txn)) => check::check_txn(txn, &self.limits)?,
-            Action::In(_, Write::SetOptions(options)) => options.check()?,
-            Action::In(_, _) => {}
+            Action::In(_, write) => write.check(&self.limits)?,
         }
         self.check_size(bytes)
     }

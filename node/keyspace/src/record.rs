@@ -7,10 +7,11 @@ use raft::StoreError;
 use replica::PairReader;
 use types::{DecodeError, Reader, Writer};
 
+use crate::auth::AuthState;
 use crate::draft::Growth;
 use crate::failure::Failure;
 use crate::keys::Table;
-use crate::rows::{RECORD, damaged, nonzero, signed};
+use crate::rows::{RECORD, RECORD_WITH_AUTH, damaged, nonzero, signed};
 use crate::store::{Store, get};
 use crate::{Place, Refusal};
 
@@ -153,6 +154,8 @@ pub struct Record {
     pub(crate) cleared: Option<(Table, Bytes)>,
     /// The bytes that a refused write would have added, or 0.
     pub(crate) refused_bytes: u64,
+    /// The state of authentication.
+    pub auth: AuthState,
 }
 
 impl Record {
@@ -172,6 +175,7 @@ impl Record {
             clear_at: (0, 0),
             cleared: None,
             refused_bytes: 0,
+            auth: AuthState::default(),
         }
     }
 
@@ -220,7 +224,9 @@ impl Record {
     }
 
     fn encode(&self) -> Bytes {
-        let mut out = RECORD.begin(64 + self.name.len());
+        let has_auth = self.auth != AuthState::default();
+        let format = if has_auth { RECORD_WITH_AUTH } else { RECORD };
+        let mut out = format.begin(64 + self.name.len());
         out.bytes(self.name.as_bytes());
         self.options.encode(&mut out);
         out.number(self.nonce.get())
@@ -239,11 +245,16 @@ impl Record {
         } else {
             out.byte(NONE);
         }
+        if has_auth {
+            self.auth.encode(&mut out);
+        }
         out.finish()
     }
 
     pub(crate) fn decode(row: Bytes) -> Result<Self, StoreError> {
-        RECORD.decode(row, |input| {
+        let with_auth = has_auth(&row);
+        let format = if with_auth { RECORD_WITH_AUTH } else { RECORD };
+        format.decode(row, |input| {
             let name = input.bytes("name")?;
             let name = String::from_utf8(name.to_vec());
             Ok(Self {
@@ -260,6 +271,11 @@ impl Record {
                 grants: input.number("grants")?,
                 leases: input.number("leases")?,
                 cleared: decode_cleared(input)?,
+                auth: if with_auth {
+                    AuthState::decode(input)?
+                } else {
+                    AuthState::default()
+                },
             })
         })
     }
@@ -268,6 +284,11 @@ impl Record {
     pub(crate) fn store(&self, place: Place, store: &mut dyn Store) {
         store.put(place.record(), self.encode());
     }
+}
+
+/// Returns true for the row of a record with the state of authentication.
+pub(crate) fn has_auth(row: &[u8]) -> bool {
+    RECORD_WITH_AUTH.is_of(row)
 }
 
 fn too_few() -> StoreError {

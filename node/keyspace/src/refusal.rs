@@ -11,6 +11,9 @@ pub enum Code {
     FailedPrecondition,
     OutOfRange,
     ResourceExhausted,
+    PermissionDenied,
+    Unauthenticated,
+    Unknown,
 }
 
 /// The refusal of a call. It has changed nothing.
@@ -65,6 +68,66 @@ pub enum Refusal {
     #[error("etcdserver: too many requests")]
     TooManyRequests,
 
+    /// Authentication can't be enabled without the user `root`.
+    #[error("etcdserver: root user does not exist")]
+    RootUserNotExist,
+    /// Authentication can't be enabled while the user `root` lacks the role `root`.
+    #[error("etcdserver: root user does not have root role")]
+    RootRoleNotExist,
+    /// A user with this name exists.
+    #[error("etcdserver: user name already exists")]
+    UserExists,
+    /// The name of a user is empty, or the call has no user.
+    #[error("etcdserver: user name is empty")]
+    UserEmpty,
+    /// There is no such user.
+    #[error("etcdserver: user name not found")]
+    UserNotFound,
+    /// A role with this name exists.
+    #[error("etcdserver: role name already exists")]
+    RoleExists,
+    /// There is no such role.
+    #[error("etcdserver: role name not found")]
+    RoleNotFound,
+    /// The name of a role is empty.
+    #[error("etcdserver: role name is empty")]
+    RoleEmpty,
+    /// The user doesn't exist, or the password is another.
+    #[error("etcdserver: authentication failed, invalid user ID or password")]
+    AuthFailed,
+    /// The user has no password. etcd has no text of its interface for it, and so no code.
+    #[error("auth: authentication failed, password was given for no password user")]
+    NoPasswordUser,
+    /// A role is to get no permission.
+    #[error("etcdserver: permission not given")]
+    PermissionNotGiven,
+    /// The user has no permission for it.
+    #[error("etcdserver: permission denied")]
+    PermissionDenied,
+    /// The user doesn't have the role.
+    #[error("etcdserver: role is not granted to the user")]
+    RoleNotGranted,
+    /// The role doesn't have the permission.
+    #[error("etcdserver: permission is not granted to the role")]
+    PermissionNotGranted,
+    /// Authentication isn't enabled.
+    #[error("etcdserver: authentication is not enabled")]
+    AuthNotEnabled,
+    /// The token is none of this keyspace, it has expired, or its user has another password now.
+    #[error("etcdserver: invalid auth token")]
+    InvalidAuthToken,
+    /// The change would take from `root` what it needs, or the range of a permission is empty.
+    #[error("etcdserver: invalid auth management")]
+    InvalidAuthMgmt,
+    /// Users, roles or permissions have changed since the server found out who calls.
+    #[error("etcdserver: revision of auth store is old")]
+    AuthOldRevision,
+    /// The keyspace has as many users, roles or permissions as it may.
+    #[error(
+        "etcdserver: too many users, roles or permissions: remove some that are not needed, or cover several ranges by one permission"
+    )]
+    AuthTooLarge,
+
     /// There is no such keyspace, or it was deleted.
     #[error("keyspace not found: create it first, or check the name")]
     KeyspaceNotFound,
@@ -109,15 +172,34 @@ impl Refusal {
             | Self::RequestTooLarge
             | Self::InvalidName
             | Self::InvalidOption
+            | Self::UserEmpty
+            | Self::RoleEmpty
+            | Self::AuthFailed
+            | Self::PermissionNotGiven
+            | Self::InvalidAuthMgmt
+            | Self::AuthOldRevision
             | Self::Malformed => Code::InvalidArgument,
             Self::Compacted { .. } | Self::FutureRevision | Self::LeaseTtlTooLarge => {
                 Code::OutOfRange
             }
-            Self::NoSpace | Self::TooManyRequests | Self::TooManyKeyspaces => {
+            Self::NoSpace | Self::TooManyRequests | Self::TooManyKeyspaces | Self::AuthTooLarge => {
                 Code::ResourceExhausted
             }
             Self::LeaseNotFound | Self::KeyspaceNotFound => Code::NotFound,
-            Self::LeaseExists | Self::StaleExpiry => Code::FailedPrecondition,
+            Self::LeaseExists
+            | Self::StaleExpiry
+            | Self::RootUserNotExist
+            | Self::RootRoleNotExist
+            | Self::UserExists
+            | Self::UserNotFound
+            | Self::RoleExists
+            | Self::RoleNotFound
+            | Self::RoleNotGranted
+            | Self::PermissionNotGranted
+            | Self::AuthNotEnabled => Code::FailedPrecondition,
+            Self::PermissionDenied => Code::PermissionDenied,
+            Self::InvalidAuthToken => Code::Unauthenticated,
+            Self::NoPasswordUser => Code::Unknown,
             Self::KeyspaceExists => Code::AlreadyExists,
         }
     }

@@ -17,6 +17,10 @@ pub(crate) struct Format {
 }
 
 pub(crate) const RECORD: Format = Format::new("a keyspace", 1);
+/// The record of a keyspace that has or had users or roles.
+pub(crate) const RECORD_WITH_AUTH: Format = Format::new("a keyspace", 2);
+pub(crate) const USER: Format = Format::new("a user", 1);
+pub(crate) const ROLE: Format = Format::new("a role", 1);
 pub(crate) const NAME: Format = Format::new("a keyspace's name", 1);
 pub(crate) const SHARD: Format = Format::new("a shard's keyspaces", 1);
 const CURRENT: Format = Format::new("a key's newest version", 1);
@@ -209,6 +213,11 @@ fn rest(input: &mut Reader) -> Bytes {
 impl Format {
     const fn new(what: &'static str, version: u8) -> Self {
         Self { what, version }
+    }
+
+    /// Returns true for a row of this version.
+    pub(crate) fn is_of(self, row: &[u8]) -> bool {
+        row.first() == Some(&self.version)
     }
 
     /// Begins a row.

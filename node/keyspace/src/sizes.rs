@@ -39,6 +39,11 @@ pub(crate) fn marks(key: &[u8]) -> u64 {
     2 * escaped(key)
 }
 
+/// Returns the size of a user or a role.
+pub(crate) fn auth(name: &str, row: &[u8]) -> u64 {
+    ROW + (name.len() + row.len()) as u64
+}
+
 /// Returns the size of a row of `LeaseKeys`.
 pub(crate) fn lease_key(key: &[u8]) -> u64 {
     plain(key)

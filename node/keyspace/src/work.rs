@@ -6,8 +6,10 @@
 use bytes::Bytes;
 use replica::{LOOKUP_WORK, WRITE_WORK, work_of_bytes};
 
+use crate::auth::{MAX_AUTH_BYTES, MAX_ROLE_BYTES, MAX_ROLES_OF_USER, MAX_USERS};
 use crate::{
-    Action, Compare, DeleteRange, Limits, Op, Operation, Put, Range, Span, Target, Txn, Write,
+    Action, AuthWrite, Compare, DeleteRange, LeaseId, Limits, Op, Operation, Put, Range, Span,
+    Target, Txn, Write,
 };
 
 /// The most rows that the change of one key writes: event, version or mark, newest version, deletion, and row and key of the leases
@@ -51,10 +53,41 @@ fn of_write(write: &Write, limits: &Limits) -> u64 {
         Write::Revoke { .. } | Write::Expire { .. } => {
             of_bytes(limits) + u64::from(limits.max_lease_keys) * (KEY + CHANGE)
         }
-        Write::Compact { .. } | Write::Grant { .. } | Write::SetOptions(_) | Write::Delete => {
-            KEY + CHANGE
+        Write::Auth(AuthWrite::RoleDelete { .. }) => {
+            2 * work_of_bytes(MAX_AUTH_BYTES) + u64::from(MAX_USERS) * (1 + LOOKUP_WORK + CHANGE)
         }
+        Write::As { write, .. } => of_check(write, limits).saturating_add(of_write(write, limits)),
+        Write::Auth(_)
+        | Write::Compact { .. }
+        | Write::Grant { .. }
+        | Write::SetOptions(_)
+        | Write::Delete => KEY + CHANGE,
     }
+}
+
+/// Returns the work of finding out whether a user may do a write: the user, the roles, and the keys of the leases that it names.
+fn of_check(write: &Write, limits: &Limits) -> u64 {
+    let roles = MAX_ROLES_OF_USER as u64;
+    let user = (1 + roles) * LOOKUP_WORK + work_of_bytes(roles * MAX_ROLE_BYTES as u64);
+    let leases = match write {
+        Write::Put(put) => u64::from(put.lease != LeaseId::NONE),
+        Write::Txn(txn) => leases_of(txn),
+        Write::Revoke { .. } => 1,
+        _ => 0,
+    };
+    let keys = leases.saturating_mul(limits.max_lease_keys.into());
+    user + keys.min(limits.max_visited.into())
+}
+
+/// Returns the number of puts of a transaction that name a lease.
+fn leases_of(txn: &Txn) -> u64 {
+    let ops = txn.success.iter().chain(&txn.failure);
+    let leases = ops.map(|op| match op {
+        Op::Put(put) => u64::from(put.lease != LeaseId::NONE),
+        Op::Txn(nested) => leases_of(nested),
+        Op::Range(_) | Op::DeleteRange(_) => 0,
+    });
+    leases.sum()
 }
 
 /// Returns the work of a transaction: that of all its operations, although only a part of them is carried out.

@@ -22,7 +22,8 @@ use crate::{Applied, Replica, StateMachine};
 /// |---|---|
 /// | 1 | a state has a digest, which the members compare ([`DIGEST_LEVEL`](crate::DIGEST_LEVEL)); silent sessions and journals end without writes (the module `upkeep`); no row changes |
 /// | 2 | shards may have keyspaces: operations on them, rows of theirs in the state, and steps of moves with such rows; clearing a shard clears them, too |
-pub const FEATURE_LEVEL: u32 = 2;
+/// | 3 | keyspaces may have users and roles: changes of them, writes for a user, their rows, and steps of moves with such rows |
+pub const FEATURE_LEVEL: u32 = 3;
 
 impl<M: StateMachine> Replica<M> {
     /// Proposes the highest level that all members support, once in a term. If the proposal is lost, so is the term.

@@ -113,14 +113,16 @@ fn apply(encoded: Bytes, entry: &Entry, store: &mut MemoryStore) -> anyhow::Resu
 
 /// Returns a write as JSON; `None` for those that clients don't see.
 fn of_write(write: &Write) -> Option<Value> {
-    Some(match write {
+    Some(match write.caller().1 {
         Write::Put(put) => json!({ "put": of_put(put) }),
         Write::DeleteRange(request) => json!({ "delete": of_key(&request.span) }),
         Write::Txn(txn) => json!({ "txn": of_txn(txn) }),
         Write::Compact { revision } => json!({ "compact": revision }),
         Write::Grant { id, .. } => json!({ "grant": id.0 }),
         Write::Revoke { id } | Write::Expire { id, .. } => json!({ "revoke": id.0 }),
-        Write::Clear | Write::SetOptions(_) | Write::Delete => return None,
+        Write::Clear | Write::SetOptions(_) | Write::Delete | Write::Auth(_) | Write::As { .. } => {
+            return None;
+        }
     })
 }
 

@@ -43,6 +43,7 @@ use crate::services::ctrl::{CtrlService, Cuts, Proofs};
 use crate::services::etcd::keepalive::KeepAlives;
 use crate::services::etcd::known::Known;
 use crate::services::etcd::naming::Naming;
+use crate::services::etcd::passwords::Passwords;
 use crate::services::etcd::serve::EtcdServices;
 use crate::services::etcd::store::{self, Keyspaces};
 use crate::services::etcd::watch::{self, WatchServices};
@@ -330,6 +331,7 @@ impl Parts {
             forwarder: Arc::clone(&self.forwarder),
             admission: Arc::clone(&self.admission),
             metrics: Arc::clone(&self.metrics),
+            passwords: Passwords::default(),
         })
     }
 

@@ -3,7 +3,7 @@
 //! An encoded chunk begins with a version of its own and ends with a checksum over all before it. A chunk is read from one group's disk and
 //! crosses two networks into another group's log, where a flipped bit would be replicated faithfully.
 //!
-//! A chunk with rows of keyspaces has a version of its own, which older versions refuse. Others are encoded as ever, so that groups of
+//! A chunk with rows of keyspaces has a version of its own, which older versions refuse; so has one with users or roles. Others are encoded as ever, so that groups of
 //! different versions can move shards without keyspaces.
 
 use bytes::Bytes;
@@ -16,6 +16,9 @@ use crate::{Cursor, SessionClock};
 const CHUNK_VERSION: u8 = 2;
 /// The version of a chunk with rows, or after some.
 const ROWS_VERSION: u8 = 3;
+
+/// The version of a chunk with users or roles of a keyspace, or the record of one that has some.
+const AUTH_VERSION: u8 = 4;
 
 /// The kinds of continuations.
 const CURSOR: u8 = 0;
@@ -67,10 +70,10 @@ impl Chunk {
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::with_capacity(self.encoded_bytes_at_most());
         let has_rows = self.has_rows();
-        out.byte(if has_rows {
-            ROWS_VERSION
-        } else {
-            CHUNK_VERSION
+        out.byte(match (self.has_auth(), has_rows) {
+            (true, _) => AUTH_VERSION,
+            (false, true) => ROWS_VERSION,
+            (false, false) => CHUNK_VERSION,
         })
         .number(self.shard.0.into())
         .number(self.config.0);
@@ -110,7 +113,7 @@ impl Chunk {
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(checked(input)?);
         let has_rows = match input.byte("chunk version")? {
-            ROWS_VERSION => true,
+            ROWS_VERSION | AUTH_VERSION => true,
             version => {
                 known("chunk version", version, CHUNK_VERSION)?;
                 false
@@ -151,6 +154,12 @@ impl Chunk {
     pub(crate) fn has_rows(&self) -> bool {
         let next = matches!(self.next, Next::Chunk(Cursor::Rows(_)));
         next || !self.rows.is_empty() || matches!(self.after, Cursor::Rows(_))
+    }
+
+    /// Returns true if the chunk has rows that only members from [`crate::AUTH_LEVEL`] on can read.
+    pub(crate) fn has_auth(&self) -> bool {
+        let mut rows = self.rows.iter();
+        rows.any(|(key, value)| keyspace::is_auth_row(key, Some(value)))
     }
 
     /// Returns the bytes of keys, values and session records.

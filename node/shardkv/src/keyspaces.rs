@@ -16,9 +16,11 @@ use crate::{KvError, query, records};
 
 /// The feature level from which on a group has keyspaces.
 pub const KEYSPACE_LEVEL: u32 = 2;
+/// The feature level from which on keyspaces have users and roles.
+pub const AUTH_LEVEL: u32 = 3;
 const _: () = assert!(
-    KEYSPACE_LEVEL <= replica::FEATURE_LEVEL,
-    "this version has keyspaces"
+    KEYSPACE_LEVEL < AUTH_LEVEL && AUTH_LEVEL <= replica::FEATURE_LEVEL,
+    "this version has keyspaces, and users of them"
 );
 
 /// The kind byte of an operation of a keyspace.

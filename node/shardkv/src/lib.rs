@@ -157,7 +157,7 @@ pub use journal::{
     MAX_NAMED_BYTES, read_part,
 };
 pub use keyspaces::{
-    KEYSPACE_LEVEL, KeyspaceChange, KeyspaceChanges, encode_keyspace_operation,
+    AUTH_LEVEL, KEYSPACE_LEVEL, KeyspaceChange, KeyspaceChanges, encode_keyspace_operation,
     max_keyspace_operation_bytes, read_keyspaces,
 };
 pub use machine::ShardKv;

@@ -24,8 +24,9 @@ use crate::query::{Asked, check_bound, check_key};
 use crate::records::{self, each_pair};
 use crate::sessions::{Tables, bad_record};
 use crate::{
-    Chunk, Command, CopyStep, Genesis, JournalLimits, JournalStep, KEYSPACE_LEVEL, KeyspaceChanges,
-    KvError, Next, Ownership, Part, PartNext, Query, Response, ShardState, Step, keys,
+    AUTH_LEVEL, Chunk, Command, CopyStep, Genesis, JournalLimits, JournalStep, KEYSPACE_LEVEL,
+    KeyspaceChanges, KvError, Next, Ownership, Part, PartNext, Query, Response, ShardState, Step,
+    keys,
 };
 
 /// The sharded key-value store as a [`StateMachine`].
@@ -328,8 +329,8 @@ impl StateMachine for ShardKv {
 }
 
 /// Refuses what some member of the group may not be able to apply.
-fn check_level(at: Applying) -> Result<(), KvError> {
-    let (level, needed) = (at.feature_level, KEYSPACE_LEVEL);
+fn check_level(at: Applying, needed: u32) -> Result<(), KvError> {
+    let level = at.feature_level;
     if level < needed {
         return Err(KvError::FeatureLevel { level, needed });
     }
@@ -371,7 +372,9 @@ impl ShardKv {
         genesis: &Genesis,
         state: &mut Transaction<'_>,
     ) -> Result<Response, StoreError> {
-        if let Err(error) = check_level(at)
+        let has_auth = keyspace::Operation::needs_auth_level(&operation);
+        let needed = if has_auth { AUTH_LEVEL } else { KEYSPACE_LEVEL };
+        if let Err(error) = check_level(at, needed)
             && !self.bugs.has(Bug::KeyspaceAppliedBelowLevel)
         {
             return Ok(Response::Refused(error));
@@ -415,8 +418,10 @@ impl ShardKv {
             let why = format!("the shards of a {} group don't move", genesis.kind);
             return Ok(Response::Refused(KvError::Malformed(why)));
         }
-        let checks_level = step.has_rows() && !self.bugs.has(Bug::RowsTakenBelowLevel);
-        if let (true, Err(error)) = (checks_level, check_level(at)) {
+        if let Some(needed) = step.needed_level()
+            && let Err(error) = check_level(at, needed)
+            && !self.bugs.has(Bug::RowsTakenBelowLevel)
+        {
             return Ok(Response::Refused(error));
         }
         match self.ownership.judge(&step, genesis, self.bugs) {

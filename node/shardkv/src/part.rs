@@ -181,6 +181,15 @@ impl Part {
         next || self.after.is_at_rows() || changes.any(is_row)
     }
 
+    /// Returns true if the part has rows that only members from [`crate::AUTH_LEVEL`] on can read.
+    pub(crate) fn has_auth(&self) -> bool {
+        let mut changes = self.changes.iter();
+        changes.any(|change| match change {
+            RowChange::Row(key, value) => keyspace::is_auth_row(key, value.as_deref()),
+            _ => false,
+        })
+    }
+
     /// Returns the cursor at the part's last change, if that is a row of a keyspace and the cursor has its key.
     fn at_last_row(&self) -> Option<CopyCursor> {
         let Some(RowChange::Row(key, _)) = self.changes.last() else {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use types::{ConfigNum, DecodeError, Reader, ShardId, Writer};
 
 use crate::encoding::{self, known};
-use crate::{Chunk, Configure, ConfigurePart, CopyStep, copy};
+use crate::{AUTH_LEVEL, Chunk, Configure, ConfigurePart, CopyStep, KEYSPACE_LEVEL, copy};
 
 const CONFIGURE: u8 = 6;
 const INSTALL: u8 = 7;
@@ -54,13 +54,17 @@ impl Step {
         )
     }
 
-    /// Returns true if the step has rows of keyspaces, or follows some.
-    pub(crate) fn has_rows(&self) -> bool {
-        match self {
-            Self::Install(chunk) => chunk.has_rows(),
-            Self::Copy(CopyStep::Take(part)) => part.has_rows(),
-            _ => false,
+    /// Returns the feature level that a group needs for the rows of keyspaces that the step has or follows; `None` without such rows.
+    pub(crate) fn needed_level(&self) -> Option<u32> {
+        let (has_rows, has_auth) = match self {
+            Self::Install(chunk) => (chunk.has_rows(), chunk.has_auth()),
+            Self::Copy(CopyStep::Take(part)) => (part.has_rows(), part.has_auth()),
+            _ => return None,
+        };
+        if has_auth {
+            return Some(AUTH_LEVEL);
         }
+        has_rows.then_some(KEYSPACE_LEVEL)
     }
 
     /// Encodes the step for a proposal.

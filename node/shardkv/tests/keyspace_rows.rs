@@ -13,8 +13,8 @@ use common::replicas::{CONTROLLER, GENESIS, SHARD, configuration};
 use common::{Replica, bytes, put};
 use replica::Table;
 use shardkv::{
-    Chunk, Configure, Cursor, KEYSPACE_LEVEL, KvError, Next, PageRequest, Query, Response,
-    SessionClock, Step, encode_keyspace_operation, estimate_shard,
+    AUTH_LEVEL, Chunk, Configure, Cursor, KEYSPACE_LEVEL, KvError, Next, PageRequest, Query,
+    Response, SessionClock, Step, encode_keyspace_operation, estimate_shard,
 };
 use types::{ConfigNum, Gid, ShardConfig, ShardId, ShardSet, shard_of};
 
@@ -195,4 +195,73 @@ fn rows_are_refused_below_their_level() {
     assert_eq!(stored_rows(&replica).len(), 2);
     assert!(replica.machine.ownership().check_served(SHARD).is_ok());
     assert_eq!(replica.machine.ownership().held, ConfigNum(3));
+}
+
+/// Older members can't read users and roles, nor the record of a keyspace that has some.
+#[test]
+fn users_and_roles_are_refused_below_their_level() {
+    let operation = |action| {
+        encode_keyspace_operation(&keyspace::Operation {
+            cluster_id: None,
+            shard: SHARD,
+            limits: keyspace::Limits::default(),
+            action,
+        })
+    };
+    let mut replica = serving();
+    let add = || keyspace::AuthWrite::UserAdd {
+        name: "ann".to_owned(),
+        hash: None,
+    };
+    let id = keyspace::KeyspaceId(1);
+    let add = || operation(keyspace::Action::In(id, keyspace::Write::Auth(add())));
+    let caller = keyspace::Principal {
+        user: "ann".to_owned(),
+        revision: 1,
+    };
+    let write = Box::new(keyspace::Write::Put(keyspace::Put {
+        key: bytes("k"),
+        ..keyspace::Put::default()
+    }));
+    let write = keyspace::Write::As { caller, write };
+    let write = operation(keyspace::Action::In(id, write));
+    let before = replica.state.pairs().clone();
+    replica.level = KEYSPACE_LEVEL;
+    let (level, needed) = (KEYSPACE_LEVEL, AUTH_LEVEL);
+    let refused = Response::Refused(KvError::FeatureLevel { level, needed });
+    for entry in [add(), write] {
+        assert_eq!(replica.apply_bytes(200, 100, entry), refused);
+    }
+    assert_eq!(*replica.state.pairs(), before);
+    replica.level = AUTH_LEVEL;
+    let added = replica.apply_bytes(200, 100, add());
+    assert!(matches!(added, Response::Keyspace(_)), "{added:?}");
+
+    // The rows arrive at another group.
+    let prefix = (SHARD.0 | 1 << 31).to_be_bytes();
+    let rows = replica.state.pairs().iter();
+    let rows = rows.filter(|((_, key), _)| key.starts_with(&prefix));
+    let rows: Vec<_> = rows
+        .map(|((_, key), value)| (key.slice(4..), value.clone()))
+        .collect();
+    let mut taker = Replica::new(GENESIS);
+    let given = configuration(&ShardConfig::empty(2), OTHER, OTHER, OTHER);
+    let planned = configuration(&given, OTHER, OWN, OTHER);
+    let cut = configuration(&planned, OTHER, OWN, OWN);
+    configure(&mut taker, &cut, KEYSPACE_LEVEL);
+    let chunk = Step::Install(Chunk {
+        shard: SHARD,
+        config: cut.num(),
+        after: Cursor::default(),
+        pairs: Vec::new(),
+        sessions: Vec::new(),
+        rows,
+        next: Next::Done {
+            clock: SessionClock::default(),
+            ttl_ms: GENESIS.session_ttl_ms,
+        },
+    });
+    assert_eq!(step(&mut taker, KEYSPACE_LEVEL, &chunk), refused);
+    assert_eq!(step(&mut taker, AUTH_LEVEL, &chunk), Response::Stepped);
+    assert!(taker.machine.ownership().check_served(SHARD).is_ok());
 }

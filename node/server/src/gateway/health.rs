@@ -5,6 +5,7 @@
 
 use api::etcd::etcdserverpb::{AlarmRequest, AlarmResponse, AlarmType};
 use bytes::Bytes;
+use keyspace::Refusal;
 use prost::Message as _;
 use serde_json::json;
 use tonic::Status;
@@ -65,7 +66,7 @@ async fn read_alarms<S: Grpc>(inner: S, head: &request::Parts) -> Result<Option<
     let request = AlarmRequest::default().encode_to_vec();
     let answer = call(inner, &method, head, &request).await?;
     Ok(match answer {
-        Err(status) => Some(status.message().to_owned()),
+        Err(status) => wrong(&status),
         Ok(answer) => alarm(answer),
     })
 }
@@ -85,9 +86,13 @@ async fn read_status<S: Grpc>(inner: S, head: &request::Parts) -> Result<Option<
         return Ok(Some("no such check".to_owned()));
     };
     let answer = call(inner, &method, head, &[]).await?;
-    Ok(answer
-        .err()
-        .map(|status: Status| status.message().to_owned()))
+    Ok(answer.err().and_then(|status: Status| wrong(&status)))
+}
+
+/// Returns the reason that a refusal gives. A keyspace that asks for users has answered: probes have no token.
+fn wrong(status: &Status) -> Option<String> {
+    let anonymous = status.message() == Refusal::UserEmpty.to_string();
+    (!anonymous).then(|| status.message().to_owned())
 }
 
 fn health(wrong: Option<String>) -> Response<Body> {

@@ -202,6 +202,11 @@ impl Followed {
         Some((feed.newest()?, feed.compacted()))
     }
 
+    /// Returns the number of times that the permissions of the keyspace may have changed.
+    pub(crate) fn permissions(&self) -> u64 {
+        self.lock().permissions()
+    }
+
     /// Returns the number for [`Followed::learn`]. Take it before the state is read.
     pub(crate) fn generation(&self) -> u64 {
         self.lock().generation()

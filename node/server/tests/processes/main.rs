@@ -38,6 +38,7 @@ mod diverged;
 mod faults;
 mod joins;
 mod keyspace_admin;
+mod keyspace_auth;
 mod keyspace_faults;
 mod keyspace_shares;
 mod keyspaces;

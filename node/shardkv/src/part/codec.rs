@@ -11,6 +11,8 @@ use crate::encoding::{checked, known, with_checksum};
 use crate::{SessionClock, Target};
 
 const VERSION: u8 = 2;
+/// The version of a part with users or roles of a keyspace, or the record of one that has some. Older versions refuse it.
+const AUTH_VERSION: u8 = 3;
 
 const ABSENT_PAIR: u8 = 0;
 const PAIR: u8 = 1;
@@ -31,7 +33,9 @@ impl Part {
     /// Encodes the part, with its checksum.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::default();
-        out.byte(VERSION).number(self.shard.0.into());
+        let has_auth = self.has_auth();
+        out.byte(if has_auth { AUTH_VERSION } else { VERSION });
+        out.number(self.shard.0.into());
         self.copy.encode(&mut out);
         encode_copy_cursor(&mut out, &self.after);
         out.number(self.changes.len() as u64);
@@ -54,7 +58,10 @@ impl Part {
     /// Decodes the output of [`Part::encode`]. Keys and values share the input's memory.
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(checked(input)?);
-        known("part version", input.byte("part version")?, VERSION)?;
+        match input.byte("part version")? {
+            AUTH_VERSION => {}
+            version => known("part version", version, VERSION)?,
+        }
         let shard = ShardId(input.number_u32("shard")?);
         let copy = CopyId::decode(&mut input)?;
         let after = decode_copy_cursor(&mut input)?;

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use api::etcd::etcdserverpb as pb;
+use keyspace::Access;
 use pb::cluster_client::ClusterClient;
 use pb::cluster_server::Cluster;
 use prometheus_client::metrics::histogram::Histogram;
@@ -96,7 +97,7 @@ impl Method for MemberListMethod {
         request: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
         let freshness = call.freshness(!request.linearizable);
-        let (header, record) = record(services, call, freshness).await?;
+        let (header, record) = record(services, call, freshness, Access::Any).await?;
         let member = pb::Member {
             id: header.member_id,
             name: record.name,

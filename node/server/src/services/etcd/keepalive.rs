@@ -9,8 +9,9 @@ use api::errors;
 use api::etcd::etcdserverpb as pb;
 use changes::Renewal;
 use futures::{FutureExt as _, StreamExt as _};
-use keyspace::LeaseId;
+use keyspace::{Access, LeaseId};
 use pb::lease_client::LeaseClient;
+use replica::PairReader;
 use tokio::time::Instant;
 use tonic::Streaming;
 use types::ConfigNum;
@@ -20,7 +21,7 @@ use super::lease::wait;
 use super::outgoing::Outgoing;
 use super::serve::{Call, EtcdServices};
 use super::status::Failure;
-use super::store::{Found, Freshness};
+use super::store::{Extent, Found, Freshness};
 use super::streams::{Opened, Over, status_of, stopped};
 use crate::forward::StreamKind;
 use crate::keyspaces::shares::Share;
@@ -205,6 +206,9 @@ impl KeepAliveStream {
         let streams = Arc::clone(&self.streams);
         // The proof begins after the requests have come.
         let mut proof = self.prove().await?;
+        if proof.found.record.auth.enabled {
+            self.check(batch.clone()).await?;
+        }
         for id in batch {
             let deadline = Instant::now() + streams.patience;
             let mut waiting: Option<Waiting> = None;
@@ -254,6 +258,21 @@ impl KeepAliveStream {
         self.outgoing.send(answer, None).await
     }
 
+    /// Ends the stream unless its user may renew the leases.
+    async fn check(&self, batch: Vec<LeaseId>) -> Result<(), Over> {
+        let credentials = self.call.credentials.clone();
+        let allow = move |reader: &dyn PairReader, found: &Found| {
+            let wanted = batch.into_iter().map(Access::Renew);
+            credentials.allow_each(reader, found, wanted)
+        };
+        let keyspaces = &self.streams.etcd.keyspaces;
+        let (many, here) = (Extent::Many, Freshness::Serializable);
+        let checked = keyspaces.read_extent(many, &self.call.keyspace, here, allow);
+        let checked = checked.await;
+        checked.map_err(|failure| self.failed(failure))?;
+        Ok(())
+    }
+
     async fn prove(&self) -> Result<Proof, Over> {
         let proof = self.streams.prove(&self.call.keyspace).await;
         proof.map_err(|failure| self.failed(failure))
@@ -271,7 +290,7 @@ mod tests {
     use tokio::task::JoinSet;
     use tokio::time::{sleep, timeout};
 
-    use super::super::store::{Extent, RANGE_KIND, READ_KIND};
+    use super::super::store::{RANGE_KIND, READ_KIND};
     use super::super::testing::TestNode;
     use super::*;
 
@@ -299,7 +318,7 @@ mod tests {
                 let (etcd, started) = (Arc::clone(&node.etcd), started.clone());
                 let mut go_on = held.go_on.subscribe();
                 held.reads.spawn(async move {
-                    let wait = move |_: &dyn replica::PairReader, _: &Found| {
+                    let wait = move |_: &dyn PairReader, _: &Found| {
                         started.send(()).unwrap();
                         let held = Handle::current();
                         assert!(held.block_on(go_on.wait_for(|go_on| *go_on)).is_ok());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use api::etcd::etcdserverpb as pb;
-use keyspace::{Answer, Txn, TxnAnswer, Write};
+use keyspace::{Access, Answer, Txn, TxnAnswer, Write};
 use pb::kv_client::KvClient;
 use pb::kv_server::Kv;
 use prometheus_client::metrics::histogram::Histogram;
@@ -11,6 +11,7 @@ use replica::PairReader;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use super::maintenance::record;
 use super::ranges::{self, RangeStream, Size};
 use super::serve::{Answered, Call, EtcdServices, Method};
 use super::status::Failure;
@@ -144,11 +145,14 @@ impl Method for RangeMethod {
         let keyspaces = &services.keyspaces;
         keyspaces.freshen(&call.keyspace, freshness).await?;
         let size = ranges::size(&range);
-        let range = Arc::new(range);
+        let checked = Arc::new((range, call.credentials.clone()));
         let read = ranges::read(services, call, size, move |max_bytes| {
-            let range = Arc::clone(&range);
+            let checked = Arc::clone(&checked);
             move |reader: &dyn PairReader, found: &Found| {
-                keyspace::range(reader, found.place, &range, max_bytes)
+                let (range, credentials) = &*checked;
+                credentials.guard(reader, found, Access::Range(&range.span), || {
+                    keyspace::range(reader, found.place, range, max_bytes)
+                })
             }
         });
         let (found, answer, share) = read.await?;
@@ -267,11 +271,15 @@ impl TxnMethod {
     ) -> Result<Answered<pb::TxnResponse>, Failure> {
         let keyspaces = &services.keyspaces;
         keyspaces.freshen(&call.keyspace, freshness).await?;
-        let (txn, limits) = (Arc::new(txn), keyspaces.limits);
+        let limits = keyspaces.limits;
+        let checked = Arc::new((txn, call.credentials.clone()));
         let read = ranges::read(services, call, Size::Any, move |max_bytes| {
-            let txn = Arc::clone(&txn);
+            let checked = Arc::clone(&checked);
             move |reader: &dyn PairReader, found: &Found| {
-                keyspace::read_txn(reader, found.place, &txn, &limits, max_bytes)
+                let (txn, credentials) = &*checked;
+                credentials.guard(reader, found, Access::Txn(txn), || {
+                    keyspace::read_txn(reader, found.place, txn, &limits, max_bytes)
+                })
             }
         });
         let (found, answer, share) = read.await?;
@@ -385,6 +393,8 @@ impl Method for CompactMethod {
     ) -> Result<Answered<Self::Answer>, Failure> {
         let keyspaces = &services.keyspaces;
         let revision = request.revision;
+        // A compaction without a user is the leader's own, so apply doesn't refuse it.
+        record(services, call, Freshness::Linearizable, Access::Root).await?;
         match keyspaces
             .write(call.target(), Write::Compact { revision })
             .await?

@@ -6,7 +6,7 @@ use api::errors;
 use api::etcd::etcdserverpb as pb;
 use api::v1::ErrorDetail;
 use changes::Remaining;
-use keyspace::{Answer, LeaseId, Refusal, Write};
+use keyspace::{Access, Answer, LeaseId, Refusal, Write};
 use pb::lease_client::LeaseClient;
 use pb::lease_server::Lease;
 use prometheus_client::metrics::histogram::Histogram;
@@ -207,6 +207,7 @@ impl Method for TimeToLiveMethod {
         let deadline = services.forwarder.deadline(call.arrived);
         let mut waiting: Option<Waiting> = None;
         loop {
+            let credentials = call.credentials.clone();
             let read = keyspaces.read_extent(
                 if with_keys {
                     Extent::Many
@@ -215,13 +216,22 @@ impl Method for TimeToLiveMethod {
                 },
                 &call.keyspace,
                 Freshness::Linearizable,
-                move |reader, found| {
-                    let lease = keyspace::read_lease(reader, found.place, id)?;
-                    let keys = match &lease {
-                        Some(_) if with_keys => keyspace::read_lease_keys(reader, found.place, id)?,
-                        _ => Vec::new(),
+                move |reader: &dyn PairReader, found: &Found| {
+                    let access = if with_keys {
+                        Access::LeaseKeys(id)
+                    } else {
+                        Access::Any
                     };
-                    Ok(Ok((lease, keys)))
+                    credentials.guard(reader, found, access, || {
+                        let lease = keyspace::read_lease(reader, found.place, id)?;
+                        let keys = match &lease {
+                            Some(_) if with_keys => {
+                                keyspace::read_lease_keys(reader, found.place, id)?
+                            }
+                            _ => Vec::new(),
+                        };
+                        Ok(Ok((lease, keys)))
+                    })
                 },
             );
             let (found, (lease, keys)) = read.await?;
@@ -286,13 +296,16 @@ impl Method for LeasesMethod {
         _: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
         let keyspaces = &services.keyspaces;
-        let list = |reader: &dyn PairReader, found: &Found| {
-            let leases = keyspace::read_leases(reader, found.place, None, MAX_LISTED + 1)?;
-            if leases.len() > MAX_LISTED {
-                return Ok(Err(Refusal::TooManyRequests));
-            }
-            let status = |lease: keyspace::Lease| pb::LeaseStatus { id: lease.id.0 };
-            Ok(Ok(leases.into_iter().map(status).collect()))
+        let credentials = call.credentials.clone();
+        let list = move |reader: &dyn PairReader, found: &Found| {
+            credentials.guard(reader, found, Access::Leases, || {
+                let leases = keyspace::read_leases(reader, found.place, None, MAX_LISTED + 1)?;
+                if leases.len() > MAX_LISTED {
+                    return Ok(Err(Refusal::TooManyRequests));
+                }
+                let status = |lease: keyspace::Lease| pb::LeaseStatus { id: lease.id.0 };
+                Ok(Ok(leases.into_iter().map(status).collect()))
+            })
         };
         let freshness = call.freshness(false);
         let read = keyspaces.read_extent(Extent::Many, &call.keyspace, freshness, list);

@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use api::etcd::etcdserverpb as pb;
 use futures::Stream;
-use keyspace::Record;
+use keyspace::{Access, Record};
 use pb::alarm_request::AlarmAction;
 use pb::maintenance_client::MaintenanceClient;
 use pb::maintenance_server::Maintenance;
 use prometheus_client::metrics::histogram::Histogram;
+use replica::PairReader;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::serve::{Answered, Call, EtcdServices, Method};
 use super::status::{Failure, finally};
-use super::store::Freshness;
+use super::store::{Found, Freshness};
 use crate::forward::Repeat;
 use crate::metrics::Metrics;
 
@@ -105,14 +106,18 @@ fn unimplemented(text: &str) -> Status {
     finally(Code::Unimplemented, text)
 }
 
-/// Reads the record of the call's keyspace from any replica, and returns it with the header of an answer.
+/// Reads the record of the call's keyspace from any replica, if the caller has this access, and returns it with the header of an answer.
 pub(super) async fn record(
     services: &EtcdServices,
     call: &Call,
     freshness: Freshness,
+    access: Access<'static>,
 ) -> Result<(pb::ResponseHeader, Record), Failure> {
     let keyspaces = &services.keyspaces;
-    let read = keyspaces.read(&call.keyspace, freshness, |_, _| Ok(Ok(())));
+    let credentials = call.credentials.clone();
+    let allow =
+        move |reader: &dyn PairReader, found: &Found| credentials.allow(reader, found, access);
+    let read = keyspaces.read(&call.keyspace, freshness, allow);
     let record = read.await?.0.record;
     let header = keyspaces.header(record.cluster_id(), record.revision);
     Ok((header, record))
@@ -138,7 +143,12 @@ impl Method for AlarmMethod {
         call: &Call,
         request: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
-        let (header, record) = record(services, call, Freshness::Linearizable).await?;
+        let access = if request.action == AlarmAction::Get as i32 {
+            Access::Any
+        } else {
+            Access::Root
+        };
+        let (header, record) = record(services, call, Freshness::Linearizable, access).await?;
         let listed = request.action == AlarmAction::Get as i32
             && record.no_space()
             && [pb::AlarmType::None as i32, pb::AlarmType::Nospace as i32].contains(&request.alarm);
@@ -181,7 +191,8 @@ impl Method for StatusMethod {
         call: &Call,
         _: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
-        let (header, record) = record(services, call, Freshness::Serializable).await?;
+        let access = Access::Any;
+        let (header, record) = record(services, call, Freshness::Serializable, access).await?;
         let status = services.keyspaces.replica.view().status;
         let status = status.as_deref();
         let bytes = i64::try_from(record.bytes).unwrap_or(i64::MAX);
@@ -238,9 +249,12 @@ impl Method for HashKvMethod {
         request: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
         let keyspaces = &services.keyspaces;
+        let credentials = call.credentials.clone();
         let (found, hash) = keyspaces
             .read_long(&call.keyspace, move |reader, found| {
-                keyspace::hash(reader, found.place, request.revision)
+                credentials.guard(reader, found, Access::Root, || {
+                    keyspace::hash(reader, found.place, request.revision)
+                })
             })
             .await?;
         Ok(pb::HashKvResponse {
@@ -281,7 +295,8 @@ impl Method for DefragmentMethod {
         call: &Call,
         _: Self::Request,
     ) -> Result<Answered<Self::Answer>, Failure> {
-        let (header, _) = record(services, call, Freshness::Serializable).await?;
+        let access = Access::Root;
+        let (header, _) = record(services, call, Freshness::Serializable, access).await?;
         Ok(pb::DefragmentResponse {
             header: Some(header),
         }

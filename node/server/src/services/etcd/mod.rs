@@ -7,6 +7,7 @@
 //! - [`ranges`] bounds what reads take, and serves ranges in parts.
 //! - [`streams`] opens streams here or elsewhere, and [`leader`] ends those that need one.
 //! - [`watch_stream`] serves one watch stream, whose answers go through [`outgoing`], and [`keepalive`] one of renewals.
+//! - [`credentials`] finds out who calls, and [`passwords`] makes and compares hashes.
 //! - [`concurrency`] makes the calls that locks and elections consist of.
 //! - [`kv`], [`watch`], [`lease`], [`maintenance`], [`cluster`], [`auth`], [`lock`] and [`election`] are the services.
 
@@ -14,6 +15,7 @@ mod answers;
 pub(crate) mod auth;
 pub(crate) mod cluster;
 pub(crate) mod concurrency;
+pub(crate) mod credentials;
 pub(crate) mod edge;
 pub(crate) mod election;
 pub(crate) mod keepalive;
@@ -25,6 +27,7 @@ pub(crate) mod lock;
 pub(crate) mod maintenance;
 pub(crate) mod naming;
 mod outgoing;
+pub(crate) mod passwords;
 mod ranges;
 mod requests;
 pub(crate) mod serve;
@@ -36,5 +39,6 @@ mod testing;
 #[cfg(test)]
 mod tests;
 pub(crate) mod watch;
+mod watch_access;
 mod watch_messages;
 mod watch_stream;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api::etcd::etcdserverpb as pb;
 use bytes::{BufMut, Bytes, BytesMut};
-use keyspace::{KeyValue, Range, Refusal, Span};
+use keyspace::{Access, KeyValue, Range, Refusal, Span};
 use pb::range_request::{SortOrder, SortTarget};
 use prometheus_client::metrics::histogram::Histogram;
 use prost::Message as _;
@@ -364,11 +364,14 @@ impl Method for PartMethod {
             Size::Any => Size::Part,
             size => size,
         };
-        let range = Arc::new(range);
+        let checked = Arc::new((range, call.credentials.clone()));
         let read = read(services, call, size, move |max_bytes| {
-            let range = Arc::clone(&range);
+            let checked = Arc::clone(&checked);
             move |reader: &dyn PairReader, found: &Found| {
-                keyspace::range(reader, found.place, &range, max_bytes)
+                let (range, credentials) = &*checked;
+                credentials.guard(reader, found, Access::Range(&range.span), || {
+                    keyspace::range(reader, found.place, range, max_bytes)
+                })
             }
         });
         let (found, answer, share) = read.await?;

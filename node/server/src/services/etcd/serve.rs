@@ -16,9 +16,11 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use super::credentials::Credentials;
 use super::edge::Authority;
 use super::leader;
 use super::naming::{KEYSPACE_METADATA_KEY, Naming, Said};
+use super::passwords::Passwords;
 use super::status::{self, Failure};
 use super::store::{Freshness, Keyspaces};
 use crate::admission::Admission;
@@ -49,6 +51,7 @@ pub(crate) struct EtcdServices {
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) passwords: Passwords,
 }
 
 /// The metadata of a call.
@@ -58,6 +61,8 @@ pub(crate) struct Call {
     pub(crate) keyspace: String,
     /// The authority that the client dialled.
     pub(crate) authority: Option<String>,
+    /// The token that says who calls, if the keyspace asks for one.
+    pub(crate) credentials: Credentials,
     /// True if the call must not be forwarded.
     pub(crate) forbidden: bool,
     /// True if the client asks that its stream ends when there is no leader.
@@ -69,9 +74,9 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Returns the keyspace of a write, with what its call holds.
-    pub(super) fn target(&self) -> (&str, &Held) {
-        (&self.keyspace, &self.held)
+    /// Returns the keyspace of a write, with what its call holds and who calls.
+    pub(super) fn target(&self) -> (&str, &Held, &Credentials) {
+        (&self.keyspace, &self.held, &self.credentials)
     }
 
     /// Returns the state that a read of this call wants. A call that another node has passed on came for the leader.
@@ -153,6 +158,7 @@ impl EtcdServices {
                 status::finally(tonic::Code::InvalidArgument, error.to_string())
             })?,
             authority: authority.map(|authority| authority.0.clone()),
+            credentials: Credentials::of(metadata),
             forbidden: is_forbidden(metadata),
             requires_leader: leader::is_required(metadata),
             arrived: std::time::Instant::now(),
@@ -338,6 +344,7 @@ impl EtcdServices {
             let mut outgoing = once_for(&self.forwarder, gid, ());
             let metadata = outgoing.metadata_mut();
             metadata.insert(KEYSPACE_METADATA_KEY, name.clone());
+            call.credentials.pass_on(metadata);
             ask(channel, outgoing)
         };
         let answer =

@@ -69,6 +69,9 @@ pub(crate) fn refused(refusal: Refusal, name: &str) -> Status {
         keyspace::Code::FailedPrecondition => Code::FailedPrecondition,
         keyspace::Code::OutOfRange => Code::OutOfRange,
         keyspace::Code::ResourceExhausted => Code::ResourceExhausted,
+        keyspace::Code::PermissionDenied => Code::PermissionDenied,
+        keyspace::Code::Unauthenticated => Code::Unauthenticated,
+        keyspace::Code::Unknown => Code::Unknown,
     };
     match refusal {
         Refusal::KeyspaceNotFound | Refusal::KeyspaceExists => {

@@ -21,6 +21,7 @@ use replica::{PairReader, Request};
 use shardkv::{GroupKind, KvError, encode_keyspace_operation, read_keyspaces};
 use types::{ConfigNum, ShardId, shard_of};
 
+use super::credentials::Credentials;
 use super::known::Known;
 use super::status::Failure;
 use crate::admission::Admission;
@@ -167,8 +168,8 @@ impl Keyspaces {
     {
         if freshness == Freshness::Serializable {
             match self.read_here(extent, name, read.clone()).await {
-                // A state that lags may not have it yet.
-                Err(Failure::Refused(Refusal::KeyspaceNotFound)) => {}
+                // A state that lags may not have it yet, or not its user.
+                Err(Failure::Refused(Refusal::KeyspaceNotFound | Refusal::InvalidAuthToken)) => {}
                 answer => return answer,
             }
         }
@@ -298,24 +299,50 @@ impl Keyspaces {
     /// is answered, also when the caller is gone.
     pub(crate) async fn write(
         &self,
-        (name, held): (&str, &Held),
+        (name, held, credentials): (&str, &Held, &Credentials),
         write: Write,
     ) -> Result<(Identity, Answer), Failure> {
-        let identity = self.resolve(name).await?;
+        let (identity, proposed) = self.identify(name, credentials, write.clone()).await?;
         let shares = &self.admission.keyspaces;
         let share = shares.proposal(name, held.clone()).await?;
-        match self.write_to(identity, write.clone(), share).await {
+        match self.write_to(identity, proposed, share).await {
             Ok(answer) => Ok((identity, answer)),
             // It was deleted, and perhaps created again.
             Err(Failure::Refused(Refusal::KeyspaceNotFound)) => {
                 self.known.forget(name);
-                let identity = self.look_up(name).await?;
+                let (identity, proposed) = self.identify(name, credentials, write).await?;
                 let share = shares.proposal(name, held.clone()).await?;
-                let answer = self.write_to(identity, write, share).await?;
+                let answer = self.write_to(identity, proposed, share).await?;
                 Ok((identity, answer))
             }
             Err(failure) => Err(failure),
         }
+    }
+
+    /// Returns the identity of a keyspace, and a write to it for the user who calls. Apply refuses it if anything has changed since that
+    /// concerns users, and if the keyspace asks for a user and there is none.
+    async fn identify(
+        &self,
+        name: &str,
+        credentials: &Credentials,
+        write: Write,
+    ) -> Result<(Identity, Write), Failure> {
+        if credentials.is_none() {
+            return Ok((self.resolve(name).await?, write));
+        }
+        let credentials = credentials.clone();
+        let principal =
+            move |reader: &dyn PairReader, found: &Found| credentials.principal(reader, found);
+        let read = self.read(name, Freshness::Serializable, principal);
+        let (found, principal) = read.await?;
+        let write = match principal {
+            Some(caller) => Write::As {
+                caller,
+                write: Box::new(write),
+            },
+            None => write,
+        };
+        Ok((found.identity(), write))
     }
 
     /// Proposes a write to the keyspace at a place, whichever it is.
@@ -416,8 +443,12 @@ fn frees_space(action: &Action) -> bool {
     let Action::In(_, write) = action else {
         return false;
     };
-    match write {
-        Write::Put(_) | Write::Grant { .. } | Write::SetOptions(_) => false,
+    match write.caller().1 {
+        Write::Put(_)
+        | Write::Grant { .. }
+        | Write::SetOptions(_)
+        | Write::Auth(_)
+        | Write::As { .. } => false,
         Write::Txn(txn) => !puts(txn),
         Write::DeleteRange(_)
         | Write::Compact { .. }

@@ -110,6 +110,7 @@ impl EtcdServices {
             let mut outgoing = once_for(&self.forwarder, gid, ReceiverStream::new(receiver));
             let metadata = outgoing.metadata_mut();
             metadata.insert(KEYSPACE_METADATA_KEY, name.clone());
+            call.credentials.pass_on(metadata);
             if call.requires_leader {
                 let asked = MetadataValue::from_static("true");
                 metadata.insert(REQUIRE_LEADER_METADATA_KEY, asked);

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use types::{ClusterId, ConfigNum, Gid, ShardConfig, ShardId};
 
+use super::credentials::Credentials;
 use super::kv::DeleteRangeMethod;
 use super::ranges::{self, Size};
 use super::serve::{Call, EtcdServices};
@@ -84,6 +85,7 @@ impl Node {
 
 fn call() -> Call {
     Call {
+        credentials: Credentials::default(),
         keyspace: "a".to_owned(),
         authority: None,
         forbidden: false,

@@ -18,6 +18,7 @@ use super::serve::{Call, EtcdServices};
 use super::status::Failure;
 use super::store::{Freshness, Identity};
 use super::streams::{Opened, Over, status_of, stopped};
+use super::watch_access::WatchAccess;
 use super::watch_stream::WatchStream;
 use crate::forward::StreamKind;
 use crate::keyspaces::budgets::{KeyspaceShares, MAX_WATCH_STREAMS};
@@ -188,6 +189,7 @@ impl WatchServices {
                     watches: Watches::new(newest, MAX_WATCHES_PER_STREAM),
                     name: call.keyspace.clone(),
                     identity,
+                    access: WatchAccess::new(call.credentials.clone()),
                     subscription,
                     requests,
                     open: true,

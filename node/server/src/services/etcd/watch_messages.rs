@@ -51,7 +51,7 @@ pub(super) fn created(header: pb::ResponseHeader, watch_id: i64) -> pb::WatchRes
 pub(super) fn refused(header: pb::ResponseHeader, why: Refused) -> pb::WatchResponse {
     pb::WatchResponse {
         canceled: true,
-        cancel_reason: why.text().to_owned(),
+        cancel_reason: why.text(),
         ..created(header, NO_ID)
     }
 }

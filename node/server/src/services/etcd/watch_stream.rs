@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use api::etcd::etcdserverpb as pb;
 use api::v1::ErrorDetail;
-use changes::{End, PageLimits, Response, Spans, Step, Watches, read_page, read_previous};
+use changes::{
+    End, PageLimits, Refused, Response, Spans, Step, Watches, access_text, read_page, read_previous,
+};
 use futures::{FutureExt as _, Stream, StreamExt as _};
-use keyspace::{Event, KeyValue, Refusal};
+use keyspace::{Event, KeyValue, Refusal, Span};
 use pb::watch_request::RequestUnion;
 use prost::Message as _;
 use raft::StoreError;
@@ -24,6 +26,7 @@ use super::status;
 use super::store::Identity;
 use super::streams::{Over, moved};
 use super::watch::WatchServices;
+use super::watch_access::{Allowed, WatchAccess};
 use super::watch_messages as messages;
 use crate::keyspaces::hub::Subscription;
 use crate::keyspaces::shares::Share;
@@ -54,6 +57,7 @@ pub(super) struct WatchStream<R> {
     pub(super) services: Arc<WatchServices>,
     pub(super) name: String,
     pub(super) identity: Identity,
+    pub(super) access: WatchAccess,
     pub(super) subscription: Subscription,
     pub(super) watches: Watches,
     pub(super) requests: R,
@@ -88,6 +92,7 @@ where
         let mut notices = interval_at(Instant::now() + every, every);
         notices.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.check_again().await?;
             if self.watches.is_idle() {
                 self.share = None;
                 // Requests come before events.
@@ -100,7 +105,11 @@ where
             }
             let followed = Arc::clone(&self.subscription.followed);
             match self.watches.step(&*followed, MAX_EVENTS) {
-                Step::Answer => self.answer().await?,
+                Step::Answer => {
+                    // Events after a change of permissions come from the feed after the change.
+                    self.check_again().await?;
+                    self.answer().await?;
+                }
                 Step::Learn => self.learn().await?,
                 Step::Page { from, spans } => self.page(from, spans).await?,
                 Step::End(why) => return Err(self.ended(why)),
@@ -130,7 +139,7 @@ where
         };
         let newest = self.newest().await?;
         match request.request_union {
-            Some(RequestUnion::CreateRequest(wire)) => self.create(wire, newest),
+            Some(RequestUnion::CreateRequest(wire)) => self.create(wire, newest).await?,
             Some(RequestUnion::CancelRequest(wire)) => {
                 self.watches.cancel(wire.watch_id, newest.0);
                 self.fit_slots();
@@ -142,19 +151,68 @@ where
         Ok(())
     }
 
-    fn create(&mut self, wire: pb::WatchCreateRequest, (newest, compacted): (i64, i64)) {
+    async fn create(
+        &mut self,
+        wire: pb::WatchCreateRequest,
+        (newest, compacted): (i64, i64),
+    ) -> Result<(), Over> {
+        let create = messages::create(wire);
+        if create.start >= 0
+            && let Err(refusal) = self.check(&create.span).await?
+        {
+            self.watches.refuse(newest, Refused::Access(refusal));
+            return Ok(());
+        }
         let watches = &self.services.shares().watches;
         let Ok(slot) = watches.try_take(&self.name, 1) else {
-            self.watches.refuse(newest);
-            return;
+            self.watches.refuse(newest, Refused::TooMany);
+            return Ok(());
         };
         match &mut self.slots {
             Some(slots) => slots.merge(slot),
             none => *none = Some(slot),
         }
-        self.watches
-            .create(messages::create(wire), newest, compacted);
+        self.watches.create(create, newest, compacted);
         self.fit_slots();
+        Ok(())
+    }
+
+    /// Checks that the caller may watch a span.
+    async fn check(&mut self, span: &Span) -> Result<Result<(), Refusal>, Over> {
+        loop {
+            if self.access.is_open(&self.subscription.followed) {
+                return Ok(Ok(()));
+            }
+            let check = self.access.check_one(self.identity, span.clone());
+            match self.read(check).await? {
+                Some(Ok(allowed)) => return Ok(allowed),
+                Some(Err(refusal)) => return Err(self.refused(refusal)),
+                None => self.pause().await?,
+            }
+        }
+    }
+
+    /// Checks all watches again if the permissions may have changed, and ends those that are not allowed any more. etcd lets them go on.
+    async fn check_again(&mut self) -> Result<(), Over> {
+        loop {
+            let permissions = self.subscription.followed.permissions();
+            if self.access.is_checked(permissions) {
+                return Ok(());
+            }
+            let ranges = self.watches.ranges();
+            let ranges: Vec<_> = ranges.map(|(id, span)| (id, span.clone())).collect();
+            let check = self.access.check_all(self.identity, ranges);
+            match self.read(check).await? {
+                Some(Ok(Allowed { enabled, lost })) => {
+                    self.access.checked(permissions, enabled);
+                    for (id, refusal) in lost {
+                        self.cancel_for(id, access_text(refusal)).await?;
+                    }
+                }
+                Some(Err(refusal)) => return Err(self.refused(refusal)),
+                None => self.pause().await?,
+            }
+        }
     }
 
     /// Gives back the places of watches that are gone.
@@ -351,10 +409,21 @@ where
 
     /// Cancels a watch that asks for more in one message than this node sends.
     async fn cancel_too_large(&mut self, id: i64, revision: i64) -> Result<(), Over> {
+        let why = Refusal::RequestTooLarge.to_string();
+        self.cancel(id, revision, why).await
+    }
+
+    /// Cancels a watch whose user may not read its range any more.
+    async fn cancel_for(&mut self, id: i64, why: String) -> Result<(), Over> {
+        let revision = self.watches.position();
+        self.cancel(id, revision, why).await
+    }
+
+    async fn cancel(&mut self, id: i64, revision: i64, why: String) -> Result<(), Over> {
         self.watches.remove(id);
         self.fit_slots();
         let message = pb::WatchResponse {
-            cancel_reason: Refusal::RequestTooLarge.to_string(),
+            cancel_reason: why,
             ..messages::canceled(self.header(revision), id)
         };
         self.outgoing.send(message, None).await

@@ -47,6 +47,7 @@ pub(super) fn keyspace(shard: ShardId, gid: Gid, record: &Record) -> v1::Keyspac
         no_space: record.no_space(),
         shard: shard.0,
         gid: gid.0,
+        auth_enabled: record.auth.enabled,
     }
 }
 
