@@ -66,6 +66,8 @@ pub struct Keyspace {
     pub bytes: u64,
     /// True if a write was refused because of the quota, and there is no room for it yet.
     pub no_space: bool,
+    /// True if its clients must log in as users (etcd's Auth).
+    pub auth_enabled: bool,
     /// The shard in which it lives.
     pub shard: ShardId,
     /// The group that owns the shard.
@@ -418,6 +420,7 @@ fn keyspace(it: v1::Keyspace) -> Keyspace {
         compacted: (it.compacted_revision >= 0).then_some(it.compacted_revision),
         bytes: it.bytes,
         no_space: it.no_space,
+        auth_enabled: it.auth_enabled,
         shard: ShardId(it.shard),
         gid: Gid(it.gid),
     }

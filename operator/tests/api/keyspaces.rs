@@ -36,6 +36,7 @@ impl Keyspaces {
             compacted: None,
             bytes: 0,
             no_space: false,
+            auth_enabled: false,
             shard: ShardId(3),
             gid: Gid(1),
         };

@@ -21,6 +21,7 @@ fn keyspaces() -> [Keyspace; 2] {
         compacted: Some(1_000),
         bytes: 77_000,
         no_space: false,
+        auth_enabled: false,
         shard: ShardId(17),
         gid: Gid(2),
     };
@@ -32,6 +33,7 @@ fn keyspaces() -> [Keyspace; 2] {
         },
         compacted: None,
         no_space: true,
+        auth_enabled: true,
         ..orders.clone()
     };
     [orders, full]

@@ -63,6 +63,7 @@ pub(super) fn write_one(it: &Keyspace, format: Format, out: &mut dyn Write) -> i
         ),
         ("compaction", compaction(it)),
         ("place", format!("{} of {}", it.shard, it.gid)),
+        ("users", users(it).to_owned()),
     ];
     for (name, value) in rows {
         writeln!(out, "{name:<12}{value}")?;
@@ -75,6 +76,14 @@ pub(super) fn write_one(it: &Keyspace, format: Format, out: &mut dyn Write) -> i
 
 fn quota(it: &Keyspace) -> u64 {
     it.options.quota_bytes.unwrap_or(DEFAULT_QUOTA_BYTES)
+}
+
+fn users(it: &Keyspace) -> &'static str {
+    if it.auth_enabled {
+        "must log in"
+    } else {
+        "anybody"
+    }
 }
 
 fn alarm(it: &Keyspace) -> &'static str {
@@ -109,6 +118,7 @@ fn to_json(it: &Keyspace) -> Value {
         "compaction_retention_s": retention,
         "compaction_revisions": revisions,
         "no_space": it.no_space,
+        "auth_enabled": it.auth_enabled,
         "shard": it.shard.0,
         "gid": it.gid.0,
     })

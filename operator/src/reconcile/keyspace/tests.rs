@@ -30,6 +30,7 @@ fn keyspace(id: u64) -> Keyspace {
         compacted: None,
         bytes: 10,
         no_space: false,
+        auth_enabled: false,
         shard: ShardId(3),
         gid: Gid(1),
     }
@@ -88,6 +89,7 @@ fn a_keyspace_in_use_needs_no_step() {
     assert_eq!(planned(|_| {}), "true Served");
     let full = Keyspace {
         no_space: true,
+        auth_enabled: false,
         ..keyspace(7)
     };
     let asked = Asked::Yes(Ok(Some(full)));
