@@ -358,18 +358,21 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         let reason = format!("must be at least {largest}, so that two of the largest values fit");
         return Err(values.error("max_entry_bytes", reason));
     }
+    let max_inflight_append_bytes: u64 = values.number("max_inflight_append_bytes", 1, 1 << 30)?;
     let compact_after_bytes: u64 = values.number("compact_after_bytes", 4_096, 1 << 40)?;
     let raft = raft::Options {
         election_ticks: election_ms.div_ceil(tick_ms),
         heartbeat_ticks: heartbeat_ms / tick_ms,
         max_append_bytes: values.number("max_append_bytes", 1, MAX_ENTRY_BYTES)?,
         max_inflight_appends: values.number("max_inflight_appends", 1, 1 << 16)?,
-        max_inflight_bytes: values.number("max_inflight_append_bytes", 1, 1 << 30)?,
+        max_inflight_bytes: usize::try_from(max_inflight_append_bytes).unwrap_or(usize::MAX),
         max_uncommitted_bytes: values.number("max_uncommitted_bytes", 1, 1 << 40)?,
         max_cached_bytes: values.number("max_cached_bytes", 0, 1 << 40)?,
         max_apply_bytes: values.number("max_apply_bytes", 1, 1 << 30)?,
-        // A restart replays about what is written between two flushes of the state.
-        max_backlog_bytes: compact_after_bytes.saturating_mul(4),
+        // More than a restart replays, which is about what is written between two flushes of the state, and than a leader has under way.
+        max_backlog_bytes: compact_after_bytes
+            .max(max_inflight_append_bytes)
+            .saturating_mul(4),
         check_quorum: true,
         lease_reads: values.flag("lease_reads")?,
         keeps_leases: true,
