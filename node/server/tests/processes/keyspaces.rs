@@ -335,7 +335,8 @@ async fn refusals(through: &[Channel]) {
         // An address names no keyspace, and nobody has created the fallback.
         refused(kv.range(all()).await, Code::NotFound, "`default`");
         let mut auth = AuthClient::new(channel.clone());
-        let login = auth.authenticate(pb::AuthenticateRequest::default()).await;
+        let login = pb::AuthenticateRequest::default();
+        let login = auth.authenticate(named("tenant-a", login)).await;
         refused(
             login,
             Code::FailedPrecondition,

@@ -36,6 +36,21 @@ async fn put_through(channel: &Channel, key: &str, value: &str) -> i64 {
     answer.into_inner().header.unwrap().revision
 }
 
+/// Creates the keyspace, and returns once this node has it. A node that hasn't passes a stream to the leader.
+async fn create_here(through: &Channel) {
+    create_keyspace(through.clone()).await;
+    // A follower answers when it has applied what the leader had committed.
+    let range = pb::RangeRequest {
+        key: b"w".as_slice().into(),
+        ..pb::RangeRequest::default()
+    };
+    let client = KvClient::new(through.clone());
+    until("a range is answered", async || {
+        client.clone().range(to(range.clone())).await
+    })
+    .await;
+}
+
 /// Events and notices of progress that a stream has told.
 struct Told {
     stream: Stream,
@@ -97,7 +112,7 @@ async fn a_watch_at_a_follower_outlives_the_leader() {
     let leader = cluster.leader().await;
     let (near, other) = ((leader + 1) % 3, (leader + 2) % 3);
     let through = channel(&cluster, near).await;
-    create_keyspace(through.clone()).await;
+    create_here(&through).await;
     // The put is answered by the leader. The follower may not have it yet, and the watch begins after it all the same.
     let at_leader = channel(&cluster, leader).await;
     let first = put_through(&at_leader, "w", "first").await;
@@ -218,7 +233,7 @@ async fn a_stream_that_needs_a_leader_ends_at_a_follower_that_has_none() {
     let leader = cluster.leader().await;
     let near = (leader + 1) % 3;
     let through = channel(&cluster, near).await;
-    create_keyspace(through.clone()).await;
+    create_here(&through).await;
     let open = async || {
         let (requests, receiver) = mpsc::channel(8);
         let mut client = WatchClient::new(through.clone());
