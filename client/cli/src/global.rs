@@ -51,7 +51,8 @@ pub(crate) struct GlobalArgs {
 pub(crate) struct TlsArgs {
     /// File with the authorities of the cluster's certificates (PEM). With it all connections have TLS, without it none has
     #[arg(
-        long,
+        id = "tls-ca",
+        long = "ca",
         global = true,
         env = "SHARDKV_CA",
         hide_env_values = true,
@@ -61,7 +62,8 @@ pub(crate) struct TlsArgs {
     pub(crate) ca: Option<PathBuf>,
     /// File with your certificate (PEM), by which the nodes know who you are; needs --key and --ca
     #[arg(
-        long,
+        id = "tls-cert",
+        long = "cert",
         global = true,
         env = "SHARDKV_CERT",
         hide_env_values = true,
@@ -71,7 +73,8 @@ pub(crate) struct TlsArgs {
     pub(crate) cert: Option<PathBuf>,
     /// File with the private key of --cert (PEM)
     #[arg(
-        long,
+        id = "tls-key",
+        long = "key",
         global = true,
         env = "SHARDKV_KEY",
         hide_env_values = true,
