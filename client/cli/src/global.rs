@@ -1,6 +1,6 @@
 //! The options that every command takes, and the client that they describe.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, ValueHint};
@@ -59,7 +59,7 @@ pub(crate) struct TlsArgs {
         value_name = "FILE",
         value_hint = ValueHint::FilePath
     )]
-    pub(crate) ca: Option<PathBuf>,
+    pub(crate) ca: Option<OsString>,
     /// File with your certificate (PEM), by which the nodes know who you are; needs --key and --ca
     #[arg(
         id = "tls-cert",
@@ -70,7 +70,7 @@ pub(crate) struct TlsArgs {
         value_name = "FILE",
         value_hint = ValueHint::FilePath
     )]
-    pub(crate) cert: Option<PathBuf>,
+    pub(crate) cert: Option<OsString>,
     /// File with the private key of --cert (PEM)
     #[arg(
         id = "tls-key",
@@ -81,14 +81,14 @@ pub(crate) struct TlsArgs {
         value_name = "FILE",
         value_hint = ValueHint::FilePath
     )]
-    pub(crate) key: Option<PathBuf>,
+    pub(crate) key: Option<OsString>,
 }
 
 impl TlsArgs {
     /// Returns the options of TLS; `None` for connections without it.
     pub(crate) fn options(&self) -> Result<Option<TlsOptions>, Failure> {
         // An empty variable is like none.
-        let given = |file: &Option<PathBuf>| file.clone().filter(|it| !it.as_os_str().is_empty());
+        let given = |file: &Option<OsString>| file.clone().filter(|it| !it.is_empty());
         match (given(&self.ca), given(&self.cert), given(&self.key)) {
             (None, None, None) => Ok(None),
             (Some(ca), None, None) => Ok(Some(TlsOptions::ca_file(ca))),
@@ -160,9 +160,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_empty_variable_is_like_none() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            tls: TlsArgs,
+        }
+        let line = <Line as clap::Parser>::try_parse_from(["shardkv", "--ca", ""]).unwrap();
+        assert_eq!(line.tls.options().unwrap(), None);
+    }
+
+    #[test]
     fn a_certificate_needs_its_key_and_an_authority() {
         let args = |files: [&str; 3]| {
-            let [ca, cert, key] = files.map(|it| (it != "-").then(|| PathBuf::from(it)));
+            let [ca, cert, key] = files.map(|it| (it != "-").then(|| OsString::from(it)));
             TlsArgs { ca, cert, key }.options()
         };
         let ca = TlsOptions::ca_file("ca");

@@ -179,6 +179,27 @@ mod tests {
     }
 
     #[test]
+    fn no_argument_of_a_command_has_the_id_of_a_global_one() {
+        // Its value would be that of the global one, too.
+        fn check(command: &clap::Command, global: &[String]) {
+            for argument in command.get_arguments() {
+                let taken = global.contains(&argument.get_id().to_string());
+                assert!(!taken, "{}: {argument}", command.get_name());
+            }
+            for nested in command.get_subcommands() {
+                check(nested, global);
+            }
+        }
+        let command = Cli::command();
+        let global = command.get_arguments().filter(|it| it.is_global_set());
+        let global: Vec<String> = global.map(|it| it.get_id().to_string()).collect();
+        assert!(global.len() > 5, "{global:?}");
+        for nested in command.get_subcommands() {
+            check(nested, &global);
+        }
+    }
+
+    #[test]
     fn help_matches_the_golden() {
         // Wide enough that nothing wraps, because the golden file must not depend on the terminal.
         let mut command = Cli::command().term_width(0);
