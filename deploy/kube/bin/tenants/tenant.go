@@ -28,8 +28,8 @@ type tenant struct {
 	// The resource version of the list, from which the watch begins.
 	listed string
 
-	updates, events, checks int
-	slowest, slowestCheck   time.Duration
+	updates, repeated, events, checks int
+	slowest, slowestCheck             time.Duration
 }
 
 // object is a ConfigMap with a counter.
@@ -135,11 +135,37 @@ func (t *tenant) update(ctx context.Context, rate int) error {
 		object.Data["count"] = fmt.Sprint(t.updates/len(t.objects) + 1)
 		begun := time.Now()
 		// It is finished also when the load ends, so that the number of changes is known.
-		if err := t.call(context.WithoutCancel(ctx), http.MethodPut, path+"/"+object.Metadata.Name, *object, object); err != nil {
+		if err := t.change(context.WithoutCancel(ctx), object); err != nil {
 			return err
 		}
 		t.slowest = max(t.slowest, time.Since(begun))
 		t.updates++
+	}
+}
+
+// change writes an object, and does what controllers do after an error: it reads the object, and writes it again if the change isn't there.
+// An API server doesn't repeat a write whose store ended a connection, whatever the store is.
+func (t *tenant) change(ctx context.Context, wanted *object) error {
+	at := path + "/" + wanted.Metadata.Name
+	deadline := time.Now().Add(patience)
+	for {
+		err := t.call(ctx, http.MethodPut, at, *wanted, wanted)
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
+		t.repeated++
+		var found object
+		if other := t.call(ctx, http.MethodGet, at, nil, &found); other != nil {
+			return fmt.Errorf("%w; then %w", err, other)
+		}
+		changed := found.Data["count"] == wanted.Data["count"]
+		wanted.Metadata = found.Metadata
+		if changed {
+			return nil
+		}
 	}
 }
 
@@ -277,6 +303,6 @@ func refused(request *http.Request, response *http.Response) error {
 }
 
 func (t *tenant) report() string {
-	return fmt.Sprintf("%s: %d updates (the slowest %d ms), %d changes watched, %d health checks (the slowest %d ms)",
-		t.name, t.updates, t.slowest.Milliseconds(), t.events, t.checks, t.slowestCheck.Milliseconds())
+	return fmt.Sprintf("%s: %d updates (%d repeated, the slowest %d ms), %d changes watched, %d health checks (the slowest %d ms)",
+		t.name, t.updates, t.repeated, t.slowest.Milliseconds(), t.events, t.checks, t.slowestCheck.Milliseconds())
 }
