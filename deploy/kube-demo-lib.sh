@@ -34,6 +34,19 @@ await() { # condition, seconds
         fail "$1: not in $2 s; $(in_shop get skv "$name" -o jsonpath='{range .status.conditions[*]}{.type}={.status} {.message}; {end}')"
 }
 
+# Writes logs, events and objects into the work folder, to explain a failure.
+dump() {
+    local pod
+    in_shop get skv,skvks,all,pvc,pdb,configmap,endpointslices -o yaml >"$work/objects.yaml" 2>&1
+    in_shop get events --sort-by=.lastTimestamp >"$work/events.txt" 2>&1
+    kubectl get nodes,pods -A -o wide >"$work/pods.txt" 2>&1
+    for pod in $(in_shop get pods -o name); do
+        in_shop logs "$pod" --timestamps >"$work/${pod#pod/}.log" 2>&1
+        in_shop logs "$pod" --previous >"$work/${pod#pod/}.previous.log" 2>/dev/null || rm -f "$work/${pod#pod/}.previous.log"
+    done
+    kubectl --namespace "$operator_namespace" logs --selector app.kubernetes.io/name=shardkv-operator --prefix --tail=-1 >"$work/operator.log" 2>&1
+}
+
 start_kubernetes() {
     if [ -n "${KUBECONFIG:-}" ] && [ "$KUBECONFIG" != "$cache/run/admin.kubeconfig" ]; then
         own=""

@@ -1,4 +1,4 @@
-//! Who calls a node, and what a caller may do.
+//! The callers of a node, and their rights.
 //!
 //! This crate is pure: it decides, and knows neither sockets nor certificates. The crate `tls` tells who a caller is, and the server
 //! asks here before it looks anything up: [`need()`] tells what a method needs, and [`decide()`] whether the caller has it. Where the group of

@@ -94,7 +94,7 @@ pub struct Verbs {
 pub struct PolicyError {
     /// The path of the field, for example `grants[2].verbs`.
     pub field: String,
-    /// What is wrong, and a valid value.
+    /// The mistake, and a valid value.
     pub reason: String,
 }
 

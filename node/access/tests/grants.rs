@@ -1,4 +1,4 @@
-//! What grants allow, compared with a model that looks at each key alone.
+//! The rights by grants, compared with a model that looks at each key alone.
 
 // Tests may panic, also in functions beside them.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]

@@ -126,7 +126,7 @@ pub(crate) struct Host {
     pub(crate) journal: Journal,
     /// The mover, or `None` where no shards move.
     pub(crate) mover: Option<Mover>,
-    /// What the process follows of keyspaces, in worlds that have them.
+    /// The changes and timers of keyspaces that the process follows, in worlds that have them.
     pub(crate) tracker: Option<Tracker>,
 }
 

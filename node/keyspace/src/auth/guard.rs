@@ -22,9 +22,9 @@ use crate::{DeleteRange, LeaseId, Op, Place, Put, Record, Refusal, Span, Txn, Wr
 /// The access that a caller wants outside of the log.
 #[derive(Clone, Copy, Debug)]
 pub enum Access<'a> {
-    /// What any user may do.
+    /// A right of each user.
     Any,
-    /// What only `root` may do.
+    /// A right of `root` alone.
     Root,
     /// Reads a span.
     Range(&'a Span),

@@ -24,9 +24,9 @@ const SLOW: usize = 100;
 const BIG: usize = 1 << 20;
 /// The budget of pages, and that of large answers.
 const BUDGET: u64 = 8 << 20;
-/// What one keyspace may hold of large answers. Nobody here needs pages.
+/// The most that one keyspace may hold of large answers. Nobody here needs pages.
 const PART: u64 = BUDGET / 100 * 66;
-/// What a slow client doesn't fetch: the value, and the one before.
+/// The bytes that a slow client doesn't fetch: the value, and the one before.
 const ANSWER: u64 = 2 << 20;
 /// The growth of the node's memory that is fine: twice the budget, buffers of connections, and the state's own caches. The answers
 /// that the slow clients don't fetch have 200 MiB.
